@@ -1,0 +1,44 @@
+"""The PEFT side: configs, one layer, one tuner, registration. All contact with PEFT's internals lives here."""
+
+from tasklora.tuner.configs import FORMAT_VERSION, MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
+from tasklora.tuner.layer import TaskLoraLayer
+from tasklora.tuner.merging import merge_task
+from tasklora.tuner.model import TaskLoraModel, context_of
+from tasklora.tuner.peft_types import register_method
+from tasklora.tuner.registry import METHODS, Method, get_method, method_of
+from tasklora.tuner.wrappers import TaskPeftModel, active_adapters, register_wrappers, use_tasks
+
+__all__ = [
+    "FORMAT_VERSION",
+    "METHODS",
+    "MTLLoraConfig",
+    "Method",
+    "PerTaskLoraConfig",
+    "TaskLoraConfig",
+    "TaskLoraLayer",
+    "TaskLoraModel",
+    "TaskPeftModel",
+    "active_adapters",
+    "context_of",
+    "get_method",
+    "merge_task",
+    "method_of",
+    "register",
+    "use_tasks",
+]
+
+_registered = False
+
+
+def register() -> None:
+    """Register every method of the family with PEFT, once."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    for method in METHODS.values():
+        register_method(method.name, method.config_cls, TaskLoraModel, method.update_cls.uses_task_ids)
+    register_wrappers()
+
+
+register()

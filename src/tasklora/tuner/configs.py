@@ -1,0 +1,117 @@
+"""The configuration of each method: flat dataclasses like PEFT's own.
+
+A config is PEFT's ``PeftConfig`` (what is adapted, how it is saved) plus the method's options from
+:mod:`tasklora.updates` plus the tasks. A new method adds one small class here and one line in the registry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft import PeftConfig
+
+from tasklora.errors import CheckpointError, ConfigError, did_you_mean, listing
+from tasklora.tuner import peft_types
+from tasklora.updates import MTLLoraOptions, PerTaskLoraOptions, UpdateOptions
+
+FORMAT_VERSION = 1
+"""Version of the saved adapter format; see docs/adapter-format.md for what it promises."""
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+def check_task_names(tasks: Sequence[str]) -> list[str]:
+    """Return `tasks` as a list of distinct, usable names.
+
+    Raises:
+        ConfigError: on anything but a list of names, on a duplicate, or on a name that could not be a folder's.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise ConfigError(f"tasks must be a list of task names, got {tasks!r}.")
+    for name in tasks:
+        if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
+            raise ConfigError(
+                f"task names are made of letters, digits and '_.+-' and begin with a letter, digit or '_'; got {name!r}."
+            )
+    duplicates = sorted({name for name in tasks if list(tasks).count(name) > 1}) if len(set(tasks)) < len(tasks) else []
+    if duplicates:
+        raise ConfigError(f"duplicate task names: {listing(duplicates)}. Every task needs a name of its own.")
+    return list(tasks)
+
+
+@dataclass
+class TaskLoraConfig(PeftConfig, UpdateOptions):
+    """What all methods of the family have in common. Use one of its subclasses.
+
+    Raises:
+        ConfigError: on an unknown key (the nearest valid one is named) or an unusable value.
+    """
+
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Task names; the position is the task id."})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Leaf names, a regex, or 'all-linear'; None takes PEFT's default of the model."}
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules not to adapt."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained in full and saved with the adapter."}
+    )
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name or regex → r."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Module name or regex → lora_alpha."})
+    version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter format."})
+
+    def __new__(cls, *_args: Any, **kwargs: Any) -> TaskLoraConfig:
+        """Refuse unknown keys by name; the dataclass would only say 'unexpected keyword argument'."""
+        valid = [f.name for f in fields(cls)]
+        for key in kwargs:
+            if key not in valid:
+                raise ConfigError(
+                    f"{cls.__name__} has no option '{key}'.{did_you_mean(key, valid)} Its options: {', '.join(valid)}."
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"this adapter has format version {self.version}, but this tasklora reads up to {FORMAT_VERSION}. "
+                "Upgrade tasklora to load it."
+            )
+        self.check()
+        self.peft_type = peft_types.peft_type_of(type(self))
+        self.tasks = check_task_names(self.tasks)
+        if not self.tasks and peft_types.uses_task_ids(type(self)):
+            raise ConfigError(f"{type(self).__name__} needs tasks: pass tasks=['first', 'second', …].")
+        if isinstance(self.target_modules, (list, tuple)):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own configs do
+        if isinstance(self.exclude_modules, (list, tuple)):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+        if self.task_type is None:
+            self.task_type = peft_types.UNTYPED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain data; a config without a task type says None, as PEFT's own do."""
+        data = super().to_dict()
+        if data["task_type"] == peft_types.UNTYPED:
+            data["task_type"] = None
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(data[key], set):
+                data[key] = sorted(data[key])
+        return data
+
+
+@dataclass
+class MTLLoraConfig(TaskLoraConfig, MTLLoraOptions):
+    """MTL-LoRA (arXiv 2410.09437): ΔW_t = (α/r) Σ_i softmax(w_t/τ)_i B_i Λ_t A.
+
+    Example:
+        >>> MTLLoraConfig(tasks=["cola", "rte"], r=8, up_projections=3, target_modules=["query", "value"]).r
+        8
+    """
+
+
+@dataclass
+class PerTaskLoraConfig(TaskLoraConfig, PerTaskLoraOptions):
+    """One LoRA per task in one adapter: ΔW_t = (α/r) B_t A_t."""

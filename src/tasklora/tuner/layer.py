@@ -1,0 +1,101 @@
+"""The one adapted layer: a frozen base layer plus one update per adapter.
+
+    y = base(x) + Σ_{active adapters} ΔW_t x
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from tasklora.errors import UnsupportedError
+from tasklora.updates import LowRankUpdate, TaskContext
+
+
+class TaskLoraLayer(nn.Module, BaseTunerLayer):
+    """A frozen linear layer with task-dependent low-rank updates.
+
+    Args:
+        base_layer: the layer to adapt, ``nn.Linear`` or a (quantised) subclass of it.
+        context: the task context of the model, shared by all its layers.
+    """
+
+    adapter_layer_names = ("task_updates",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.context = context
+        self.task_updates = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._base_before_merge: Tensor | None = None
+
+    def add_update(self, adapter: str, update: LowRankUpdate, inference_mode: bool) -> None:
+        """Add the update of a new adapter, on the base layer's device and (if floating) in its dtype."""
+        self.task_updates[adapter] = update
+        self._move_adapter_to_device_of_base_layer(adapter)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return base(x) plus the updates of the active adapters.
+
+        Args:
+            x: (rows, …, in_features).
+
+        Raises:
+            TaskIdsError: if an active adapter needs task ids and none are current, or they do not fit the rows.
+        """
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for adapter in self.active_adapters:
+            if adapter in self.task_updates:
+                update = self.task_updates[adapter](x, self.context.lookup(adapter, x))
+                result = result + update.to(result.dtype)
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add ΔW_t of the current single task to the base weight.
+
+        The base weight is kept aside on the same device, so that unmerging restores it bit by bit.
+
+        Raises:
+            TaskIdsError: if no single task is current (see ``tasklora.merge_task``).
+            UnsupportedError: if the base weight is quantised or the update depends on the token.
+            ValueError: if `safe_merge` finds NaN or infinity.
+        """
+        weight = self.base_layer.weight
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.task_updates:
+                continue
+            if not weight.is_floating_point() or type(weight) is not nn.Parameter:
+                raise UnsupportedError(
+                    f"cannot merge into a quantised base layer ({type(self.base_layer).__name__}): load the base model "
+                    "unquantised, or export the task as plain LoRA."
+                )
+            task = self.context.one_task(adapter)
+            update = self.task_updates[adapter]
+            with torch.no_grad():
+                delta = update.delta_weight(task)
+                merged = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"NaN or infinity in the merged weights: the adapter '{adapter}' seems to be broken.")
+            if self._base_before_merge is None:
+                self._base_before_merge = weight.data
+            weight.data = merged
+            self.merged_adapters.append(adapter)
+            self.context.merged[adapter] = task
+
+    def unmerge(self) -> None:
+        """Restore the base weight that was there before merging."""
+        if self._base_before_merge is not None:
+            self.base_layer.weight.data = self._base_before_merge
+            self._base_before_merge = None
+        for adapter in self.merged_adapters:
+            self.context.merged.pop(adapter, None)
+        self.merged_adapters.clear()

@@ -1,0 +1,57 @@
+"""The methods of the family, one line each: name, config, update and where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasklora.errors import ConfigError, did_you_mean
+from tasklora.tuner.configs import MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
+from tasklora.updates import LowRankUpdate, MTLLora, PerTaskLora
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        name: as in recipes and on the command line; its PEFT type is the name in capitals.
+        title: as in tables.
+        config_cls: the PEFT config.
+        update_cls: the update it puts into each layer.
+        paper: where it is described.
+    """
+
+    name: str
+    title: str
+    config_cls: type[TaskLoraConfig]
+    update_cls: type[LowRankUpdate]
+    paper: str
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("mtl_lora", "MTL-LoRA", MTLLoraConfig, MTLLora, "arXiv 2410.09437"),
+        Method("per_task_lora", "one LoRA per task", PerTaskLoraConfig, PerTaskLora, "arXiv 2106.09685"),
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        ConfigError: if there is none of that name; the nearest is named.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method '{name}'.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def method_of(config: Any) -> Method:
+    """Return the method of a config object."""
+    for method in METHODS.values():
+        if type(config) is method.config_cls:
+            return method
+    raise ConfigError(f"{type(config).__name__} is not a tasklora method. Methods: {', '.join(METHODS)}.")

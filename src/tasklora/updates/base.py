@@ -1,0 +1,219 @@
+"""The three kinds of low-rank update.
+
+A frozen linear layer y = W x + b gains an update that depends on the row's task t:
+
+    y = W x + b + ΔW_t x
+
+===========  ================  ================================================================================
+kind         ΔW_t              factors
+===========  ================  ================================================================================
+core         U · C_t · D       D (k_d × in) and U (out × k_u) shared by all tasks, C_t (k_u × k_d) tiny
+bank         B_t · A_t         a pair of factors per task
+routed       U · C(x) · D      the gate reads the token itself; there is no plain LoRA per task
+===========  ================  ================================================================================
+
+The law of the family, with dropout off and (A', B') = ``update.lora_factors(t)``:
+
+    update(x, t) == x @ (B' A').T
+
+A new core method only says what D, U and C_t are; forward, mixed batches, per-token ids, mixtures, merging, export and
+parameter counts follow from here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasklora.errors import ConfigError
+from tasklora.updates.context import TaskAssignment
+from tasklora.updates.ops import BlockOrder, bank_product, block_order, core_product, grouped_bank_product
+
+
+@dataclass
+class UpdateOptions:
+    """What every method of the family has in common; the names are PEFT's."""
+
+    r: int = field(default=8, metadata={"help": "Rank of the update."})
+    lora_alpha: float = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the update's input, one mask per call."})
+
+    def check(self) -> None:
+        """Raise ConfigError if a value cannot be used."""
+        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
+            raise ConfigError(f"r must be a positive integer, got {self.r!r}.")
+        if not isinstance(self.lora_alpha, (int, float)) or self.lora_alpha <= 0:
+            raise ConfigError(f"lora_alpha must be positive, got {self.lora_alpha!r}.")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}.")
+
+
+class LowRankUpdate(nn.Module, ABC):
+    """ΔW_t of one linear layer.
+
+    Args:
+        in_features: columns of W.
+        out_features: rows of W.
+        num_tasks: T, at least 1.
+        options: the method's options.
+
+    Attributes:
+        kind: "core", "bank" or "routed".
+        uses_task_ids: whether ΔW depends on the task.
+        per_task_parameters: names of the parameters whose first dimension is T.
+        no_decay_parameters: names of the parameters that take no weight decay.
+    """
+
+    kind: ClassVar[str]
+    uses_task_ids: ClassVar[bool] = True
+    per_task_parameters: ClassVar[tuple[str, ...]] = ()
+    no_decay_parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, in_features: int, out_features: int, num_tasks: int, options: UpdateOptions) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.num_tasks = num_tasks
+        self.r = options.r
+        self.scaling = options.lora_alpha / options.r
+        self.dropout = nn.Dropout(options.lora_dropout) if options.lora_dropout > 0 else nn.Identity()
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Initialise so that ΔW_t = 0 for every task."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
+        """Return ΔW_t x for each row.
+
+        Args:
+            x: (rows, …, in_features).
+            tasks: which task each row or token belongs to; None for methods without task ids.
+
+        Returns:
+            (rows, …, out_features), in the dtype of `x` (or of autocast).
+        """
+
+    @abstractmethod
+    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
+        """Return the exact plain LoRA of one task or one mixture, scaling folded in.
+
+        Args:
+            tasks: an assignment for all rows: ids of shape () or weights of shape (T,).
+
+        Returns:
+            A' (k, in_features) and B' (out_features, k) with ΔW_t = B' A'.
+
+        Raises:
+            UnsupportedError: for routed updates, whose ΔW depends on the token.
+        """
+
+    def delta_weight(self, tasks: TaskAssignment) -> Tensor:
+        """Return ΔW_t (out_features, in_features); the only place where it is formed is merging."""
+        down, up = self.lora_factors(tasks)
+        return up @ down
+
+    def parameter_groups(self) -> dict[str, int]:
+        """Return the number of parameters shared by all tasks and of those that belong to single tasks."""
+        groups = {"shared": 0, "per_task": 0}
+        for name, parameter in self.named_parameters():
+            groups["per_task" if name in self.per_task_parameters else "shared"] += parameter.numel()
+        return groups
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``print(model)``."""
+        return f"in={self.in_features}, out={self.out_features}, r={self.r}, tasks={self.num_tasks}"
+
+
+class CoreUpdate(LowRankUpdate):
+    """ΔW_t = U · C_t · D with U and D shared by all tasks."""
+
+    kind = "core"
+
+    @abstractmethod
+    def down(self) -> Tensor:
+        """Return D (k_d, in_features)."""
+
+    @abstractmethod
+    def up(self) -> Tensor:
+        """Return U (out_features, k_u)."""
+
+    @abstractmethod
+    def core(self, ids: Tensor) -> Tensor:
+        """Return C_t, scaling folded in, for each entry of `ids`: shape (*ids.shape, k_u, k_d).
+
+        Only the parameters of the rows asked for are gathered; no table of all T cores is made.
+        """
+
+    def core_of(self, tasks: TaskAssignment | None) -> Tensor:
+        """Return the cores of an assignment: of its ids, or Σ_t α_t C_t for its weights."""
+        device = next(self.parameters()).device
+        if tasks is None:
+            return self.core(torch.zeros((), dtype=torch.long, device=device))
+        if tasks.ids is not None:
+            return self.core(tasks.ids)
+        table = self.core(torch.arange(self.num_tasks, device=device))  # (T, k_u, k_d); a mixture may need them all
+        return torch.einsum("...t,tud->...ud", tasks.tensor.to(table.dtype), table)
+
+    def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
+        """Return U C_t D dropout(x); see :meth:`LowRankUpdate.forward`."""
+        h = F.linear(self.dropout(x), self.down().to(x.dtype))  # (rows, …, k_d)
+        mixed = core_product(h, self.core_of(tasks).to(h.dtype))  # (rows, …, k_u)
+        return F.linear(mixed, self.up().to(x.dtype))
+
+    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
+        """Return (D, U C_t) or (C_t D, U), whichever has the smaller rank; see :meth:`LowRankUpdate.lora_factors`."""
+        down, up, core = self.down(), self.up(), self.core_of(tasks)
+        core = core.to(down.dtype)
+        if down.shape[0] <= up.shape[1]:
+            return down, up @ core
+        return core @ down, up
+
+
+class BankUpdate(LowRankUpdate):
+    """ΔW_t = scaling · B_t A_t with a pair of factors per task.
+
+    Parameters: A (T, r, in_features), B (T, out_features, r).
+    """
+
+    kind = "bank"
+    per_task_parameters = ("A", "B")
+
+    A: nn.Parameter
+    B: nn.Parameter
+
+    def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
+        """Return scaling · B_t A_t dropout(x); see :meth:`LowRankUpdate.forward`."""
+        assert tasks is not None  # the layer's context has raised before
+        x = self.dropout(x)
+        down, up = self.A.to(x.dtype), (self.B * self.scaling).to(x.dtype)
+        if tasks.ids is None:
+            return self._mixture(x, down, up, tasks.tensor.to(x.dtype))
+        if tasks.per_token:
+            ids = tasks.ids.reshape(-1)
+            order = tasks.cached(("blocks", self.num_tasks), lambda: block_order(ids, self.num_tasks))
+            assert isinstance(order, BlockOrder)
+            return grouped_bank_product(x, down, up, order)
+        return bank_product(x, down[tasks.ids], up[tasks.ids])
+
+    def _mixture(self, x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ_t α_t B_t A_t x: rank T·r, so all tasks' factors take part."""
+        h = F.linear(x, down.flatten(0, 1))  # (rows, …, T·r)
+        per_rank = weights.repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
+        if per_rank.dim() == 2:
+            per_rank = per_rank.reshape(per_rank.shape[0], *[1] * (h.dim() - 2), -1)  # (rows, 1…, T·r)
+        return F.linear(h * per_rank, up.transpose(0, 1).flatten(1))  # U = [B_1 … B_T] (out, T·r)
+
+    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
+        """Return (A_t, scaling · B_t), or the stack over the tasks of a mixture, rank (number of tasks) · r."""
+        if tasks.ids is not None:
+            return self.A[tasks.ids], self.B[tasks.ids] * self.scaling
+        weights = tasks.tensor.to(self.A)
+        chosen = weights.nonzero().flatten()
+        up = self.B[chosen] * (self.scaling * weights[chosen])[:, None, None]  # (chosen, out, r)
+        return self.A[chosen].flatten(0, 1), up.transpose(0, 1).flatten(1)

@@ -1,0 +1,307 @@
+"""Task ids on their way from the model's boundary to its layers.
+
+One :class:`TaskContext` belongs to one model; every adapted layer holds a reference to it. At the boundary (a forward
+call with ``task_ids=``, or ``with use_tasks(model, …)``) what the user gave is validated once and stored as a
+:class:`TaskAssignment` per adapter; the layers only look it up. Outside a forward the context is empty, so a layer
+that is run without ids fails instead of guessing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from tasklora.errors import TaskIdsError, UnknownTaskError, did_you_mean, listing
+
+HOW_TO_PASS_IDS = (
+    "pass `task_ids=` to the model (a LongTensor of shape (rows,), or task names), "
+    "or wrap the call in `with tasklora.use_tasks(model, task_ids):`"
+)
+
+
+@dataclass(frozen=True)
+class TaskAssignment:
+    """Which task each row (or token) of a batch belongs to, for one adapter.
+
+    Exactly one of `ids` and `weights` is set.
+
+    Attributes:
+        ids: LongTensor. Shape ``()``: one task for all rows; ``(rows,)``: a task per row; ``(rows, seq)``: a task per
+            token.
+        weights: float tensor. Shape ``(T,)``: one mixture of tasks for all rows; ``(rows, T)``: a mixture per row.
+        row_factors: how often a row may have been repeated inside the model (beam search); declared by whoever
+            repeats rows, never guessed from shapes.
+    """
+
+    ids: Tensor | None = None
+    weights: Tensor | None = None
+    row_factors: tuple[int, ...] = (1,)
+    _cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor that is set: ids or weights."""
+        return self.ids if self.ids is not None else self.weights  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> int | None:
+        """Number of rows this assignment describes; None when it holds for any number."""
+        per_row_dim = 1 if self.ids is not None else 2
+        return self.tensor.shape[0] if self.tensor.dim() >= per_row_dim else None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token has its own task."""
+        return self.ids is not None and self.ids.dim() == 2
+
+    def cached(self, key: object, make: Callable[[], object]) -> object:
+        """Return ``make()``, computed once per forward for `key` (an order of rows, a copy on another device)."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def for_input(self, x: Tensor) -> TaskAssignment:
+        """Return this assignment on the device of `x`, repeated by the declared factor that fits its rows.
+
+        Args:
+            x: (rows, …, in_features), the input of a layer.
+
+        Raises:
+            TaskIdsError: if the rows (or, for per-token ids, the first two dimensions) of `x` do not fit.
+        """
+        rows = self.rows
+        factor = 1
+        if rows is not None:
+            fitting = [k for k in self.row_factors if rows * k == x.shape[0]]
+            if not fitting:
+                raise TaskIdsError(
+                    f"the layer's input has {x.shape[0]} rows (shape {tuple(x.shape)}) but task_ids describe {rows}. "
+                    "Give one task id per row of the batch; a module that repeats or flattens rows inside the model "
+                    "cannot be adapted per task (leave it out of target_modules)."
+                )
+            factor = fitting[0]
+        if self.per_token and (x.dim() < 3 or tuple(x.shape[:2]) != (rows * factor, self.tensor.shape[1])):
+            raise TaskIdsError(
+                f"per-token task_ids of shape {tuple(self.tensor.shape)} need a layer input of the same first two "
+                f"dimensions, but this layer got {tuple(x.shape)}. Leave modules that see pooled or flattened rows "
+                "out of target_modules (exclude_modules), or give one id per row."
+            )
+        if factor == 1 and self.tensor.device == x.device:
+            return self
+        return self.cached((factor, x.device), lambda: self._moved(factor, x.device))  # type: ignore[return-value]
+
+    def _moved(self, factor: int, device: torch.device) -> TaskAssignment:
+        def move(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            tensor = tensor.to(device)
+            return tensor if factor == 1 else tensor.repeat_interleave(factor, dim=0)
+
+        return TaskAssignment(ids=move(self.ids), weights=move(self.weights))
+
+
+class TaskNames:
+    """The tasks of one adapter: name → id, in both directions.
+
+    Args:
+        names: task names; the position of a name is its id.
+        needs_ids: whether the adapter's method uses task ids at all.
+    """
+
+    def __init__(self, names: Sequence[str], needs_ids: bool) -> None:
+        self.names = tuple(names)
+        self.needs_ids = needs_ids
+        self._ids = {name: index for index, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def id_of(self, task: str | int) -> int:
+        """Return the id of a task given by name or id.
+
+        Raises:
+            UnknownTaskError: if there is no such task.
+        """
+        if isinstance(task, str):
+            if task not in self._ids:
+                raise UnknownTaskError(
+                    f"unknown task '{task}'.{did_you_mean(task, self.names)} "
+                    f"This adapter has: {listing(self.names)}."
+                )
+            return self._ids[task]
+        if isinstance(task, bool) or not isinstance(task, int):
+            raise TaskIdsError(f"a task is a name or an integer id, got {task!r} ({type(task).__name__}).")
+        if not 0 <= task < len(self):
+            raise UnknownTaskError(f"task id {task} is out of range: this adapter has {len(self)} tasks (0 … {len(self) - 1}).")
+        return task
+
+    def assign(
+        self,
+        task_ids: Tensor | str | int | Sequence[str] | Sequence[int] | None = None,
+        task_weights: Tensor | None = None,
+        row_factors: tuple[int, ...] = (1,),
+    ) -> TaskAssignment:
+        """Validate what the user gave and return it as an assignment.
+
+        Args:
+            task_ids: a task name or id (all rows), a list of names or ids (one per row), or an integer tensor of
+                shape (), (rows,) or (rows, seq).
+            task_weights: float tensor of shape (T,) or (rows, T): ΔW = Σ_t α_t ΔW_t.
+            row_factors: see :class:`TaskAssignment`.
+
+        Raises:
+            TaskIdsError: on a wrong dtype, shape or range, or when both or none of the two are given.
+            UnknownTaskError: on a name that the adapter does not have.
+        """
+        if (task_ids is None) == (task_weights is None):
+            raise TaskIdsError("give either task_ids or task_weights, not both and not none of them.")
+        if task_weights is not None:
+            return TaskAssignment(weights=self._check_weights(task_weights), row_factors=row_factors)
+        if isinstance(task_ids, Tensor):
+            return TaskAssignment(ids=self._check_ids(task_ids), row_factors=row_factors)
+        if isinstance(task_ids, (str, int)):
+            return TaskAssignment(ids=torch.tensor(self.id_of(task_ids)), row_factors=row_factors)
+        if isinstance(task_ids, Sequence):
+            ids = [self.id_of(task) for task in task_ids]
+            return TaskAssignment(ids=torch.tensor(ids, dtype=torch.long), row_factors=row_factors)
+        raise TaskIdsError(
+            f"task_ids must be a LongTensor, a task name or a list of names, got {type(task_ids).__name__}."
+        )
+
+    def _check_ids(self, ids: Tensor) -> Tensor:
+        if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise TaskIdsError(f"task_ids must be an integer tensor, got dtype {ids.dtype}. Use `task_ids.long()`.")
+        if ids.dim() > 2:
+            raise TaskIdsError(
+                f"task_ids must have shape (rows,) or (rows, sequence), got {tuple(ids.shape)} ({ids.dim()} dimensions)."
+            )
+        ids = ids.long()
+        # Compiled graphs cannot raise on tensor values; there the range is the caller's responsibility.
+        if ids.numel() and ids.device.type != "meta" and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in torch.aminmax(ids))
+            if low < 0 or high >= len(self):
+                raise TaskIdsError(
+                    f"task_ids must lie in 0 … {len(self) - 1} ({len(self)} tasks: {listing(self.names)}), "
+                    f"got values from {low} to {high}."
+                )
+        return ids
+
+    def _check_weights(self, weights: Tensor) -> Tensor:
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            raise TaskIdsError("task_weights must be a float tensor of shape (T,) or (rows, T).")
+        if weights.dim() not in (1, 2) or weights.shape[-1] != len(self):
+            raise TaskIdsError(
+                f"task_weights must have shape ({len(self)},) or (rows, {len(self)}), got {tuple(weights.shape)}."
+            )
+        return weights
+
+
+class TaskContext:
+    """The current task assignment of a model, shared by all its adapted layers.
+
+    Attributes:
+        tasks: adapter name → its :class:`TaskNames`.
+        current: adapter name → the assignment of the running forward; empty outside one.
+        merged: adapter name → the task whose update is merged into the base weights.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, TaskNames] = {}
+        self.current: Mapping[str, TaskAssignment] = {}
+        self.merged: dict[str, TaskAssignment] = {}
+
+    @contextlib.contextmanager
+    def use(self, assignments: Mapping[str, TaskAssignment]) -> Iterator[None]:
+        """Make `assignments` current inside the ``with`` block and restore what was there before."""
+        previous = self.current
+        self.current = assignments
+        try:
+            yield
+        finally:
+            self.current = previous
+
+    def assign(
+        self,
+        adapters: Sequence[str],
+        task_ids: Tensor | str | int | Sequence[str] | Sequence[int] | None = None,
+        task_weights: Tensor | None = None,
+        row_factors: tuple[int, ...] = (1,),
+    ) -> dict[str, TaskAssignment]:
+        """Resolve what the user gave for each adapter of `adapters` by that adapter's own list of tasks."""
+        assignments = {}
+        for adapter in adapters:
+            names = self.tasks[adapter]
+            if not names.needs_ids and len(names) == 0:
+                continue
+            assignments[adapter] = names.assign(task_ids, task_weights, row_factors)
+            self._check_merged(adapter, assignments[adapter])
+        return assignments
+
+    def _check_merged(self, adapter: str, asked: TaskAssignment) -> None:
+        merged = self.merged.get(adapter)
+        if merged is None or torch.compiler.is_compiling():
+            return
+        same_kind = (merged.ids is None) == (asked.ids is None)
+        if not same_kind or not bool((asked.tensor.cpu() == merged.tensor.cpu()).all()):
+            raise TaskIdsError(
+                f"adapter '{adapter}' is merged into the base weights for one task, but other tasks were asked for. "
+                "Call `model.unmerge_adapter()` first."
+            )
+
+    def lookup(self, adapter: str, x: Tensor) -> TaskAssignment | None:
+        """Return the assignment of `adapter` for a layer's input `x`; None for methods that need no ids.
+
+        Raises:
+            TaskIdsError: if ids are needed and none are current.
+        """
+        names = self.tasks[adapter]
+        assignment = self.current.get(adapter)
+        if not names.needs_ids:
+            return None
+        if assignment is None:
+            if len(names) == 1:
+                return TaskAssignment(ids=torch.zeros((), dtype=torch.long, device=x.device))
+            raise TaskIdsError(
+                f"adapter '{adapter}' has {len(names)} tasks ({listing(names.names)}) and was run without task ids: "
+                f"{HOW_TO_PASS_IDS}."
+            )
+        return assignment.for_input(x)
+
+    def one_task(self, adapter: str) -> TaskAssignment:
+        """Return the single task (or single mixture) that is current for all rows, as merging needs it.
+
+        Raises:
+            TaskIdsError: if none is current or the current one differs between rows.
+        """
+        names = self.tasks[adapter]
+        assignment = self.current.get(adapter)
+        if assignment is None and (len(names) == 1 or not names.needs_ids):
+            return TaskAssignment(ids=torch.zeros((), dtype=torch.long))
+        if assignment is None or assignment.rows is not None:
+            raise TaskIdsError(
+                f"merging adapter '{adapter}' needs one task: use `tasklora.merge_task(model, 'name')`, or "
+                f"`with tasklora.use_tasks(model, 'name'): model.merge_adapter()`. Its tasks: {listing(names.names)}."
+            )
+        return assignment
+
+    def checkpoint_contexts(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        """Return the pair of contexts that `torch.utils.checkpoint` wants from its ``context_fn``.
+
+        On recomputation the layers must see the ids of *their* forward, also when two forwards ran before one
+        backward, so the second context restores the assignment that is current now.
+        """
+        return contextlib.nullcontext(), self.use(self.current)
+
+    def rename(self, adapter: str, names: TaskNames) -> None:
+        """Register (or replace) the tasks of an adapter."""
+        self.tasks[adapter] = names
+
+
+def with_row_factor(assignments: Mapping[str, TaskAssignment], factor: int) -> dict[str, TaskAssignment]:
+    """Return `assignments` that also accept rows repeated `factor` times (beams, return sequences)."""
+    factors = (1,) if factor == 1 else (1, factor)
+    return {name: replace(assignment, row_factors=factors, _cache={}) for name, assignment in assignments.items()}
