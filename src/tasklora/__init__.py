@@ -14,7 +14,7 @@ from tasklora._registration import register_with_peft
 from tasklora.errors import TaskLoraError
 
 if TYPE_CHECKING:
-    from tasklora.export import export_lora, export_merged
+    from tasklora.export import export_lora
     from tasklora.tuner import (
         METHODS,
         MTLLoraConfig,
@@ -34,7 +34,6 @@ _HOME = {
     "TaskLoraConfig": "tasklora.tuner",
     "context_of": "tasklora.tuner",
     "export_lora": "tasklora.export",
-    "export_merged": "tasklora.export",
     "merge_task": "tasklora.tuner",
     "use_tasks": "tasklora.tuner",
 }
@@ -48,7 +47,6 @@ __all__ = [
     "__version__",
     "context_of",
     "export_lora",
-    "export_merged",
     "merge_task",
     "use_tasks",
 ]

@@ -1,8 +1,8 @@
 """Registers the methods with PEFT as soon as PEFT is there, without importing it.
 
 ``import tasklora`` must both be light (``tasklora --help`` answers at once) and make ``PeftModel.from_pretrained`` know
-the methods, in whatever order the two packages are imported. So if PEFT is not imported yet, a finder waits for it, steps
-aside, and registers right after PEFT's own import is done.
+the methods, in whatever order the two packages are imported. So if PEFT is not imported yet, a finder waits for it,
+steps aside, and registers right after PEFT's own import is done.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from tasklora.tuner.configs import FORMAT_VERSION, MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.merging import merge_task
-from tasklora.tuner.model import TaskLoraModel, context_of
+from tasklora.tuner.model import TaskLoraModel, context_of, find_context
 from tasklora.tuner.peft_types import register_method
 from tasklora.tuner.registry import METHODS, Method, get_method, method_of
 from tasklora.tuner.wrappers import TaskPeftModel, active_adapters, register_wrappers, use_tasks
@@ -20,6 +20,7 @@ __all__ = [
     "TaskPeftModel",
     "active_adapters",
     "context_of",
+    "find_context",
     "get_method",
     "merge_task",
     "method_of",

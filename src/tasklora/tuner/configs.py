@@ -7,6 +7,7 @@ A config is PEFT's ``PeftConfig`` (what is adapted, how it is saved) plus the me
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -34,9 +35,9 @@ def check_task_names(tasks: Sequence[str]) -> list[str]:
     for name in tasks:
         if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
             raise ConfigError(
-                f"task names are made of letters, digits and '_.+-' and begin with a letter, digit or '_'; got {name!r}."
+                f"task names consist of letters, digits and '_.+-' and begin with a letter, digit or '_'; got {name!r}."
             )
-    duplicates = sorted({name for name in tasks if list(tasks).count(name) > 1}) if len(set(tasks)) < len(tasks) else []
+    duplicates = sorted(name for name, count in Counter(tasks).items() if count > 1)
     if duplicates:
         raise ConfigError(f"duplicate task names: {listing(duplicates)}. Every task needs a name of its own.")
     return list(tasks)
@@ -59,7 +60,9 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
         default=None, metadata={"help": "Modules trained in full and saved with the adapter."}
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Module name or regex → r."})
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Module name or regex → lora_alpha."})
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "Module name or regex → lora_alpha."}
+    )
     version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the adapter format."})
 
     def __new__(cls, *_args: Any, **kwargs: Any) -> TaskLoraConfig:
@@ -70,7 +73,8 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
                 raise ConfigError(
                     f"{cls.__name__} has no option '{key}'.{did_you_mean(key, valid)} Its options: {', '.join(valid)}."
                 )
-        return super().__new__(cls)
+        config: TaskLoraConfig = super().__new__(cls)
+        return config
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,14 +92,10 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own configs do
         if isinstance(self.exclude_modules, (list, tuple)):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
-        if self.task_type is None:
-            self.task_type = peft_types.UNTYPED
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as plain data; a config without a task type says None, as PEFT's own do."""
-        data = super().to_dict()
-        if data["task_type"] == peft_types.UNTYPED:
-            data["task_type"] = None
+        """Return the config as plain data."""
+        data: dict[str, Any] = super().to_dict()
         for key in ("target_modules", "exclude_modules"):
             if isinstance(data[key], set):
                 data[key] = sorted(data[key])

@@ -1,11 +1,9 @@
-"""The one adapted layer: a frozen base layer plus one update per adapter.
-
-    y = base(x) + Σ_{active adapters} ΔW_t x
-"""
+"""The one adapted layer: y = base(x) + Σ_{active adapters} ΔW_t x, with a frozen base layer."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -26,7 +24,14 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("task_updates",)
     other_param_names = ()
 
-    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
+    # What PEFT's mixin brings, for the type checker: it would take them for submodules.
+    active_adapters: list[str]
+    disable_adapters: bool
+    merged: bool
+    set_adapter: Callable[..., None]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+
+    def __init__(self, base_layer: nn.Linear, context: TaskContext) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.context = context
@@ -46,18 +51,25 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
 
         Args:
             x: (rows, …, in_features).
+            *args: passed on to the base layer.
+            **kwargs: passed on to the base layer.
 
         Raises:
             TaskIdsError: if an active adapter needs task ids and none are current, or they do not fit the rows.
         """
-        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()  # as PEFT's own layers do: "disabled" means the base model's output
+        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         for adapter in self.active_adapters:
             if adapter in self.task_updates:
-                update = self.task_updates[adapter](x, self.context.lookup(adapter, x))
+                update = self._update_of(adapter)(x, self.context.lookup(adapter, x))
                 result = result + update.to(result.dtype)
         return result
+
+    def _update_of(self, adapter: str) -> LowRankUpdate:
+        return cast("LowRankUpdate", self.task_updates[adapter])
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add ΔW_t of the current single task to the base weight.
@@ -79,9 +91,8 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
                     "unquantised, or export the task as plain LoRA."
                 )
             task = self.context.one_task(adapter)
-            update = self.task_updates[adapter]
             with torch.no_grad():
-                delta = update.delta_weight(task)
+                delta = self._update_of(adapter).delta_weight(task)
                 merged = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaN or infinity in the merged weights: the adapter '{adapter}' seems to be broken.")

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tasklora.errors import CheckpointError, UnsupportedError, listing
 from tasklora.tuner import registry
@@ -31,7 +32,7 @@ class TaskLoraModel(BaseTuner):
         """The task context that all layers of the model share."""
         return context_of(self.model)
 
-    def _create_and_replace(  # noqa: PLR0913  (PEFT's signature)
+    def _create_and_replace(
         self,
         peft_config: TaskLoraConfig,
         adapter_name: str,
@@ -43,6 +44,11 @@ class TaskLoraModel(BaseTuner):
     ) -> None:
         method = registry.method_of(peft_config)
         base_layer = target.base_layer if isinstance(target, TaskLoraLayer) else target
+        if isinstance(base_layer, NonDynamicallyQuantizableLinear):
+            raise UnsupportedError(
+                f"cannot adapt '{current_key}': nn.MultiheadAttention reads its weight without calling it, so an "
+                "update would have no effect. Leave it out of target_modules (exclude_modules)."
+            )
         if not isinstance(base_layer, nn.Linear):
             raise UnsupportedError(
                 f"cannot adapt '{current_key}': {type(base_layer).__name__} is not a linear layer. "
@@ -63,7 +69,7 @@ class TaskLoraModel(BaseTuner):
         if isinstance(target, TaskLoraLayer):
             target.add_update(adapter_name, update, inference_mode=not trainable)
             return
-        layer = TaskLoraLayer(target, context)
+        layer = TaskLoraLayer(base_layer, context)
         layer.set_adapter(self.active_adapters)
         layer.add_update(adapter_name, update, inference_mode=peft_config.inference_mode)
         if not trainable:
@@ -75,8 +81,8 @@ class TaskLoraModel(BaseTuner):
         existing = find_context(self.model)
         if existing is None:
             existing = self.__dict__.setdefault("_new_context", TaskContext())
-        if adapter not in existing.tasks:
-            existing.tasks[adapter] = TaskNames(config.tasks, registry.method_of(config).update_cls.uses_task_ids)
+        # Always anew: transformers' own `delete_adapter` does not tell the tuner that a name is free again.
+        existing.tasks[adapter] = TaskNames(config.tasks, registry.method_of(config).update_cls.uses_task_ids)
         return existing
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -92,7 +98,9 @@ class TaskLoraModel(BaseTuner):
 
         PEFT loads what matches and only warns about the rest; a file of another base would pass almost in silence.
         """
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
         wanted = {
             f"{name}.{key}": parameter.shape
             for name, module in model.named_modules()

@@ -2,10 +2,6 @@
 
 PEFT refuses method names that are no member of its ``PeftType`` enum, and transformers' ``load_adapter`` needs a real
 member (plain strings have no ``.value``), so members are added to the enum here.
-
-A config without a task type takes the member ``TaskType.MULTI_TASK``, because PEFT decides by the task type which
-wrapper class it builds, and its plain ``PeftModel`` would hand ``task_ids`` to the base model. In files and in
-``to_dict`` such a config says None.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from peft.utils.peft_types import PeftType, TaskType, register_peft_method
+from peft.utils.peft_types import PeftType, register_peft_method
 
 PREFIX = "task_updates"
 """Name of the layers' attribute that holds the updates; must not contain ``lora_``, which PEFT takes for LoRA's own."""
@@ -35,9 +31,6 @@ def _enum_member(cls: Any, name: str) -> Any:
     return member
 
 
-UNTYPED: Any = _enum_member(TaskType, "MULTI_TASK")
-
-
 def register_method(name: str, config_cls: type, tuner_cls: type, uses_task_ids: bool) -> None:
     """Make a method known to PEFT: its ``PeftType``, config class, tuner and prefix."""
     _enum_member(PeftType, name.upper())
@@ -48,7 +41,9 @@ def register_method(name: str, config_cls: type, tuner_cls: type, uses_task_ids:
 def peft_type_of(config_cls: type) -> Any:
     """Return the ``PeftType`` member of a registered config class."""
     if config_cls not in _METHODS:
-        raise TypeError(f"{config_cls.__name__} is not a registered method; use one of {[c.__name__ for c in _METHODS]}.")
+        raise TypeError(
+            f"{config_cls.__name__} is not a registered method; use one of {[c.__name__ for c in _METHODS]}."
+        )
     return PeftType[_METHODS[config_cls][0]]
 
 

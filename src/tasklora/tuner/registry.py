@@ -1,4 +1,4 @@
-"""The methods of the family, one line each: name, config, update and where it is from."""
+"""The methods of the family, one entry each: name, config, update and where it is from."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class Method:
         title: as in tables.
         config_cls: the PEFT config.
         update_cls: the update it puts into each layer.
+        formula: its ΔW_t.
+        parity: what the tests hold its numbers against.
         paper: where it is described.
     """
 
@@ -26,14 +28,32 @@ class Method:
     title: str
     config_cls: type[TaskLoraConfig]
     update_cls: type[LowRankUpdate]
+    formula: str
+    parity: str
     paper: str
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("mtl_lora", "MTL-LoRA", MTLLoraConfig, MTLLora, "arXiv 2410.09437"),
-        Method("per_task_lora", "one LoRA per task", PerTaskLoraConfig, PerTaskLora, "arXiv 2106.09685"),
+        Method(
+            "mtl_lora",
+            "MTL-LoRA",
+            MTLLoraConfig,
+            MTLLora,
+            formula="(α/r) Σ_i softmax(w_t/τ)_i B_i Λ_t A",
+            parity="published code, 1e-10",
+            paper="arXiv 2410.09437",
+        ),
+        Method(
+            "per_task_lora",
+            "one LoRA per task",
+            PerTaskLoraConfig,
+            PerTaskLora,
+            formula="(α/r) B_t A_t",
+            parity="PEFT's LoRA, task by task",
+            paper="arXiv 2106.09685",
+        ),
     )
 }
 

@@ -1,8 +1,8 @@
 """PEFT's model wrappers, taught to pass ``task_ids`` on.
 
-PEFT's typed wrappers name ``task_ids`` in ``forward`` and drop it for every method but Poly; its untyped one hands it to
-the base model. The subclasses here put the ids into the model's task context for the length of the call instead. They
-stand in ``MODEL_TYPE_TO_PEFT_MODEL_MAPPING`` under PEFT's own task types, and build PEFT's own class for every
+PEFT's typed wrappers name ``task_ids`` in ``forward`` and drop it for every method but Poly; its untyped one hands it
+to the base model. The subclasses here put the ids into the model's task context for the length of the call instead.
+They stand in ``MODEL_TYPE_TO_PEFT_MODEL_MAPPING`` under PEFT's own task types, and build PEFT's own class for every
 other method.
 """
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tasklora.errors import UnsupportedError
+from tasklora.errors import CheckpointError, TaskIdsError, UnsupportedError
 from tasklora.tuner.configs import TaskLoraConfig
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.model import context_of
-from tasklora.tuner.peft_types import UNTYPED
 from tasklora.updates import with_row_factor
+
+_PROMPTS = ("inputs", "input_ids", "inputs_embeds")
 
 TaskIds = Tensor | str | int | Sequence[str] | Sequence[int]
 
@@ -34,7 +36,9 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def use_tasks(model: nn.Module, task_ids: TaskIds | None = None, *, task_weights: Tensor | None = None) -> Iterator[None]:
+def use_tasks(
+    model: nn.Module, task_ids: TaskIds | None = None, *, task_weights: Tensor | None = None
+) -> Iterator[None]:
     """Run everything inside the ``with`` block under the given tasks; works for any call on any wrapper.
 
     Args:
@@ -57,7 +61,34 @@ def use_tasks(model: nn.Module, task_ids: TaskIds | None = None, *, task_weights
 
 
 class TakesTaskIds:
-    """Mixin of the wrappers: ``task_ids=`` and ``task_weights=`` in ``forward`` and ``generate``."""
+    """Mixin of the wrappers: ``task_ids=`` and ``task_weights=`` in ``forward`` and ``generate``.
+
+    Attributes:
+        peft_class: PEFT's own class, which is built instead for configs of other methods.
+    """
+
+    peft_class: ClassVar[type[PeftModel]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return an empty object of this class, or for a config that is not ours a model of PEFT's own class."""
+        config = args[1] if len(args) > 1 else kwargs.get("peft_config")
+        if config is not None and not isinstance(config, TaskLoraConfig):  # None: copy.deepcopy asks without one
+            return cls.peft_class(*args, **kwargs)
+        return super().__new__(cls)
+
+    def load_adapter(self, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter as PEFT does.
+
+        Raises:
+            CheckpointError: if the file is damaged or does not fit this model.
+        """
+        try:
+            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"the adapter weights in '{model_id}' cannot be read ({error}): the file is damaged or was cut off. "
+                "Copy or download it again."
+            ) from error
 
     def forward(
         self, *args: Any, task_ids: TaskIds | None = None, task_weights: Tensor | None = None, **kwargs: Any
@@ -75,6 +106,7 @@ class TakesTaskIds:
 
         Raises:
             UnsupportedError: for per-token ids, which have no meaning for tokens not yet generated.
+            TaskIdsError: if the ids do not describe the prompts, one each (also when they would fit the beams' rows).
         """
         context = context_of(self)  # type: ignore[arg-type]
         if task_ids is None and task_weights is None:
@@ -83,15 +115,24 @@ class TakesTaskIds:
             assignments = context.assign(active_adapters(self), task_ids, task_weights)  # type: ignore[arg-type]
         if any(assignment.per_token for assignment in assignments.values()):
             raise UnsupportedError("generate needs one task per row: per-token task_ids do not cover new tokens.")
+        prompts = next((x for x in (*args[:1], *map(kwargs.get, _PROMPTS)) if isinstance(x, Tensor)), None)
+        for assignment in assignments.values():
+            if prompts is not None and assignment.rows not in (None, prompts.shape[0]):
+                raise TaskIdsError(
+                    f"generate got {prompts.shape[0]} prompts but task_ids describe {assignment.rows} rows. Give one "
+                    "task per prompt; they are repeated for beams and return sequences here."
+                )
         with context.use(with_row_factor(assignments, self._rows_per_prompt(kwargs))):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def _rows_per_prompt(self, kwargs: dict[str, Any]) -> int:
         """Return how often ``generate`` repeats each row: beams, or else return sequences."""
-        config = kwargs.get("generation_config") or getattr(self, "generation_config", None)
+        # As transformers does: an option, else the config passed, else the model's own for what that leaves open.
+        configs = (kwargs.get("generation_config"), getattr(self, "generation_config", None))
 
         def setting(name: str) -> int:
-            return int(kwargs.get(name) or getattr(config, name, None) or 1)
+            values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+            return next((int(value) for value in values if value is not None), 1)
 
         return max(setting("num_beams"), setting("num_return_sequences"))
 
@@ -99,24 +140,17 @@ class TakesTaskIds:
 class TaskPeftModel(TakesTaskIds, PeftModel):
     """PEFT's untyped model with task ids; what ``get_peft_model`` returns for a config without a task type."""
 
+    peft_class = PeftModel
+
 
 def _with_task_ids(wrapper: type[PeftModel]) -> type[PeftModel]:
-    """Return a subclass of a typed PEFT wrapper that takes task ids for our methods and is `wrapper` for others."""
-
-    def __new__(cls: type, model: nn.Module, peft_config: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls is task_wrapper and not isinstance(peft_config, TaskLoraConfig):
-            return wrapper(model, peft_config, *args, **kwargs)
-        return object.__new__(cls)
-
-    # PEFT's Auto classes compare the wrappers by name, so the subclass keeps it.
-    task_wrapper = type(
-        wrapper.__name__, (TakesTaskIds, wrapper), {"__new__": __new__, "__module__": __name__, "__doc__": wrapper.__doc__}
-    )
-    return task_wrapper
+    """Return a subclass of a typed PEFT wrapper that takes task ids; PEFT's Auto classes expect the same name."""
+    namespace = {"peft_class": wrapper, "__module__": __name__, "__doc__": wrapper.__doc__}
+    return type(wrapper.__name__, (TakesTaskIds, wrapper), namespace)
 
 
 def register_wrappers() -> None:
-    """Put the wrappers that take task ids into PEFT's table of task types."""
+    """Put the wrappers that take task ids into PEFT's table of task types; None is that of a config without one."""
     for task_type, wrapper in list(MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()):
         MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task_type] = _with_task_ids(wrapper)
-    MODEL_TYPE_TO_PEFT_MODEL_MAPPING[UNTYPED] = TaskPeftModel
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING[None] = TaskPeftModel

@@ -22,6 +22,7 @@ parameter counts follow from here.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -35,6 +36,23 @@ from tasklora.updates.context import TaskAssignment
 from tasklora.updates.ops import BlockOrder, bank_product, block_order, core_product, grouped_bank_product
 
 
+def is_number(value: object) -> bool:
+    """Return whether `value` is a finite int or float (and not a bool, which Python counts as an int)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive_integer(name: str, value: object) -> None:
+    """Raise ConfigError unless the option `name` is an integer of at least 1."""
+    if not is_number(value) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless the option `name` is a positive finite number."""
+    if not is_number(value) or value <= 0:
+        raise ConfigError(f"{name} must be positive, got {value!r}.")
+
+
 @dataclass
 class UpdateOptions:
     """What every method of the family has in common; the names are PEFT's."""
@@ -45,11 +63,9 @@ class UpdateOptions:
 
     def check(self) -> None:
         """Raise ConfigError if a value cannot be used."""
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ConfigError(f"r must be a positive integer, got {self.r!r}.")
-        if not isinstance(self.lora_alpha, (int, float)) or self.lora_alpha <= 0:
-            raise ConfigError(f"lora_alpha must be positive, got {self.lora_alpha!r}.")
-        if not 0.0 <= self.lora_dropout < 1.0:
+        check_positive_integer("r", self.r)
+        check_positive("lora_alpha", self.lora_alpha)
+        if not is_number(self.lora_dropout) or not 0.0 <= self.lora_dropout < 1.0:
             raise ConfigError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}.")
 
 
@@ -158,7 +174,7 @@ class CoreUpdate(LowRankUpdate):
         if tasks.ids is not None:
             return self.core(tasks.ids)
         table = self.core(torch.arange(self.num_tasks, device=device))  # (T, k_u, k_d); a mixture may need them all
-        return torch.einsum("...t,tud->...ud", tasks.tensor.to(table.dtype), table)
+        return torch.einsum("...t,tud->...ud", tasks.tensor.to(table), table)
 
     def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
         """Return U C_t D dropout(x); see :meth:`LowRankUpdate.forward`."""
@@ -191,22 +207,26 @@ class BankUpdate(LowRankUpdate):
         """Return scaling · B_t A_t dropout(x); see :meth:`LowRankUpdate.forward`."""
         assert tasks is not None  # the layer's context has raised before
         x = self.dropout(x)
-        down, up = self.A.to(x.dtype), (self.B * self.scaling).to(x.dtype)
         if tasks.ids is None:
-            return self._mixture(x, down, up, tasks.tensor.to(x.dtype))
+            return self._mixture(x, tasks.tensor.to(x.dtype))
         if tasks.per_token:
             ids = tasks.ids.reshape(-1)
             order = tasks.cached(("blocks", self.num_tasks), lambda: block_order(ids, self.num_tasks))
             assert isinstance(order, BlockOrder)
-            return grouped_bank_product(x, down, up, order)
-        return bank_product(x, down[tasks.ids], up[tasks.ids])
+            return grouped_bank_product(x, *self._factors(order.task, x.dtype), order)
+        return bank_product(x, *self._factors(tasks.ids, x.dtype))
 
-    def _mixture(self, x: Tensor, down: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+    def _factors(self, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return A_t and scaling · B_t for each entry of `ids`; gathered first, so the cost does not grow with T."""
+        return self.A[ids].to(dtype), (self.B[ids] * self.scaling).to(dtype)
+
+    def _mixture(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return Σ_t α_t B_t A_t x: rank T·r, so all tasks' factors take part."""
+        down, up = self.A.to(x.dtype), (self.B * self.scaling).to(x.dtype)
         h = F.linear(x, down.flatten(0, 1))  # (rows, …, T·r)
         per_rank = weights.repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
         if per_rank.dim() == 2:
-            per_rank = per_rank.reshape(per_rank.shape[0], *[1] * (h.dim() - 2), -1)  # (rows, 1…, T·r)
+            per_rank = per_rank.reshape(-1, *[1] * (h.dim() - 2), h.shape[-1])  # (rows, 1…, T·r)
         return F.linear(h * per_rank, up.transpose(0, 1).flatten(1))  # U = [B_1 … B_T] (out, T·r)
 
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ that is run without ids fails instead of guessing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -84,7 +84,7 @@ class TaskAssignment:
                     "cannot be adapted per task (leave it out of target_modules)."
                 )
             factor = fitting[0]
-        if self.per_token and (x.dim() < 3 or tuple(x.shape[:2]) != (rows * factor, self.tensor.shape[1])):
+        if self.per_token and (x.dim() < 3 or x.shape[1] != self.tensor.shape[1]):
             raise TaskIdsError(
                 f"per-token task_ids of shape {tuple(self.tensor.shape)} need a layer input of the same first two "
                 f"dimensions, but this layer got {tuple(x.shape)}. Leave modules that see pooled or flattened rows "
@@ -129,14 +129,15 @@ class TaskNames:
         if isinstance(task, str):
             if task not in self._ids:
                 raise UnknownTaskError(
-                    f"unknown task '{task}'.{did_you_mean(task, self.names)} "
-                    f"This adapter has: {listing(self.names)}."
+                    f"unknown task '{task}'.{did_you_mean(task, self.names)} This adapter has: {listing(self.names)}."
                 )
             return self._ids[task]
         if isinstance(task, bool) or not isinstance(task, int):
             raise TaskIdsError(f"a task is a name or an integer id, got {task!r} ({type(task).__name__}).")
         if not 0 <= task < len(self):
-            raise UnknownTaskError(f"task id {task} is out of range: this adapter has {len(self)} tasks (0 … {len(self) - 1}).")
+            raise UnknownTaskError(
+                f"task id {task} is out of range: this adapter has {len(self)} tasks (0 … {len(self) - 1})."
+            )
         return task
 
     def assign(
@@ -177,7 +178,7 @@ class TaskNames:
             raise TaskIdsError(f"task_ids must be an integer tensor, got dtype {ids.dtype}. Use `task_ids.long()`.")
         if ids.dim() > 2:
             raise TaskIdsError(
-                f"task_ids must have shape (rows,) or (rows, sequence), got {tuple(ids.shape)} ({ids.dim()} dimensions)."
+                f"task_ids must have shape (rows,) or (rows, sequence), got {tuple(ids.shape)}: {ids.dim()} dimensions."
             )
         ids = ids.long()
         # Compiled graphs cannot raise on tensor values; there the range is the caller's responsibility.
@@ -200,6 +201,22 @@ class TaskNames:
         return weights
 
 
+class _Current(contextlib.AbstractContextManager[None]):
+    """Makes assignments current while it is entered; unlike a generator's context it may be entered again."""
+
+    def __init__(self, context: TaskContext, assignments: Mapping[str, TaskAssignment]) -> None:
+        self._context = context
+        self._assignments = assignments
+        self._previous: list[Mapping[str, TaskAssignment]] = []
+
+    def __enter__(self) -> None:
+        self._previous.append(self._context.current)
+        self._context.current = self._assignments
+
+    def __exit__(self, *_: object) -> None:
+        self._context.current = self._previous.pop()
+
+
 class TaskContext:
     """The current task assignment of a model, shared by all its adapted layers.
 
@@ -214,15 +231,9 @@ class TaskContext:
         self.current: Mapping[str, TaskAssignment] = {}
         self.merged: dict[str, TaskAssignment] = {}
 
-    @contextlib.contextmanager
-    def use(self, assignments: Mapping[str, TaskAssignment]) -> Iterator[None]:
+    def use(self, assignments: Mapping[str, TaskAssignment]) -> contextlib.AbstractContextManager[None]:
         """Make `assignments` current inside the ``with`` block and restore what was there before."""
-        previous = self.current
-        self.current = assignments
-        try:
-            yield
-        finally:
-            self.current = previous
+        return _Current(self, assignments)
 
     def assign(
         self,
@@ -288,11 +299,14 @@ class TaskContext:
             )
         return assignment
 
-    def checkpoint_contexts(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """Return the pair of contexts that `torch.utils.checkpoint` wants from its ``context_fn``.
 
         On recomputation the layers must see the ids of *their* forward, also when two forwards ran before one
-        backward, so the second context restores the assignment that is current now.
+        backward, so the second context restores the assignment that is current now. Each backward pass through the
+        same graph (``retain_graph=True``) recomputes anew and enters it again.
         """
         return contextlib.nullcontext(), self.use(self.current)
 

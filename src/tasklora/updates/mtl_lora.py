@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tasklora.errors import ConfigError, did_you_mean
-from tasklora.updates.base import CoreUpdate, UpdateOptions
+from tasklora.updates.base import CoreUpdate, UpdateOptions, check_positive, check_positive_integer
 from tasklora.updates.ops import wide_softmax
 
 TASK_MATRICES = ("full", "diagonal")
@@ -34,10 +34,8 @@ class MTLLoraOptions(UpdateOptions):
     def check(self) -> None:
         """Raise ConfigError if a value cannot be used."""
         super().check()
-        if not isinstance(self.up_projections, int) or self.up_projections < 1:
-            raise ConfigError(f"up_projections must be a positive integer, got {self.up_projections!r}.")
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature must be positive, got {self.temperature!r}.")
+        check_positive_integer("up_projections", self.up_projections)
+        check_positive("temperature", self.temperature)
         if self.task_matrix not in TASK_MATRICES:
             raise ConfigError(
                 f"task_matrix must be one of {TASK_MATRICES}, got {self.task_matrix!r}."

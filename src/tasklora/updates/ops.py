@@ -21,6 +21,11 @@ def wide_softmax(logits: Tensor, like: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
+def _three_dimensional(x: Tensor) -> Tensor:
+    """Return (R, in) or (R, …, in) as (R, L, in); unlike a reshape with -1, also for batches without any rows."""
+    return x.unsqueeze(1) if x.dim() == 2 else x.flatten(1, -2)
+
+
 def core_product(h: Tensor, core: Tensor) -> Tensor:
     """Return C h for every token.
 
@@ -35,9 +40,7 @@ def core_product(h: Tensor, core: Tensor) -> Tensor:
         return F.linear(h, core)
     if core.dim() == 4:
         return torch.matmul(core, h.unsqueeze(-1)).squeeze(-1)  # (R, L, k_u, k_d) @ (R, L, k_d, 1) → (R, L, k_u)
-    rows = h.shape[0]
-    flat = h.reshape(rows, -1, h.shape[-1])  # (R, L, k_d)
-    mixed = torch.bmm(flat, core.transpose(1, 2))  # (R, L, k_u)
+    mixed = torch.bmm(_three_dimensional(h), core.transpose(1, 2))  # (R, L, k_u)
     return mixed.reshape(*h.shape[:-1], core.shape[1])
 
 
@@ -54,8 +57,7 @@ def bank_product(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """
     if down.dim() == 2:
         return F.linear(F.linear(x, down), up)
-    flat = x.reshape(x.shape[0], -1, x.shape[-1])  # (R, L, in)
-    hidden = torch.bmm(flat, down.transpose(1, 2))  # (R, L, r)
+    hidden = torch.bmm(_three_dimensional(x), down.transpose(1, 2))  # (R, L, r)
     return torch.bmm(hidden, up.transpose(1, 2)).reshape(*x.shape[:-1], up.shape[1])
 
 
@@ -103,8 +105,8 @@ def grouped_bank_product(x: Tensor, down: Tensor, up: Tensor, order: BlockOrder)
 
     Args:
         x: (R, L, in).
-        down: (T, r, in).
-        up: (T, out, r).
+        down: (blocks, r, in), A of each block's task.
+        up: (blocks, out, r), B of each block's task.
         order: block order of the R·L tokens.
 
     Returns:
@@ -114,5 +116,5 @@ def grouped_bank_product(x: Tensor, down: Tensor, up: Tensor, order: BlockOrder)
     slots = order.task.numel() * BLOCK
     padded = flat.new_zeros(slots, flat.shape[-1]).index_copy(0, order.slot, flat)
     blocked = padded.reshape(-1, BLOCK, flat.shape[-1])  # (blocks, BLOCK, in)
-    out = bank_product(blocked, down[order.task], up[order.task])  # (blocks, BLOCK, out)
-    return out.reshape(slots, -1)[order.slot].reshape(*x.shape[:-1], -1)
+    out = bank_product(blocked, down, up)  # (blocks, BLOCK, out)
+    return out.flatten(0, 1)[order.slot].reshape(*x.shape[:-1], up.shape[1])  # (slots, out) → (N, out) → (R, L, out)

@@ -1,0 +1,5 @@
+"""``python -m tasklora`` is the command ``tasklora``."""
+
+from tasklora.cli import main
+
+main()

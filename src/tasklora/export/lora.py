@@ -1,0 +1,183 @@
+"""Exact plain LoRA of one task, in the format that every engine loads.
+
+Of a task t the family gives ΔW_t = B' A' exactly (see :mod:`tasklora.updates.base`), so PEFT, vLLM, SGLang or
+llama.cpp can serve it without tasklora:
+
+- uniform rank, smaller ones padded with zeros; ``lora_alpha`` = r, the scaling is folded into the factors;
+- ``target_modules`` is a list of leaf names; where a leaf name also matches modules that were not adapted (BERT's
+  ``dense``), those get zero factors, so that the file is complete for every loader;
+- nothing else is in the file: heads and modules trained in full stand beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tasklora.errors import OutputError, UnsupportedError
+from tasklora.tuner import TaskLoraLayer, active_adapters, context_of
+from tasklora.updates import TaskAssignment
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def export_lora(
+    model: nn.Module,
+    task: str | int | None = None,
+    directory: str | Path = "",
+    *,
+    task_weights: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> Path:
+    """Write one task (or one mixture of tasks) as a plain PEFT LoRA.
+
+    Args:
+        model: a PEFT model with one active adapter of this family.
+        task: the task's name or id.
+        directory: where to; must be new or empty unless `overwrite`.
+        task_weights: instead of a task, a mixture (T,).
+        dtype: of the written factors.
+        overwrite: replace the files of an earlier export.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UnknownTaskError: if the adapter has no such task.
+        UnsupportedError: if the method has no plain LoRA per task, or several adapters are active.
+        OutputError: if the directory holds something.
+    """
+    directory = check_output(directory, overwrite)
+    adapter, assignment = _resolve(model, task, task_weights)
+    tensors, targets, rank = lora_tensors(model, adapter, assignment, dtype)
+    config = model.peft_config[adapter]  # type: ignore[index, operator]
+    write_lora(directory, tensors, _config(config, targets, rank))
+    return directory
+
+
+def lora_tensors(
+    model: nn.Module, adapter: str, assignment: TaskAssignment, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], list[str], int]:
+    """Return the tensors of a task's plain LoRA, its target leaf names and its rank."""
+    base = base_of(model)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    with torch.no_grad():
+        for path, module in base.named_modules():
+            if isinstance(module, TaskLoraLayer) and adapter in module.task_updates:
+                down, up = module.task_updates[adapter].lora_factors(assignment)  # type: ignore[operator]
+                factors[path] = (down.to("cpu", dtype), up.to("cpu", dtype))
+    rank = max(down.shape[0] for down, _ in factors.values())
+    targets = sorted({path.rpartition(".")[2] for path in factors})
+    tensors: dict[str, Tensor] = {}
+    for path, in_features, out_features in _linears(base):
+        if path.rpartition(".")[2] not in targets:
+            continue
+        lora_a = torch.zeros(rank, in_features, dtype=dtype)
+        lora_b = torch.zeros(out_features, rank, dtype=dtype)
+        if path in factors:
+            down, up = factors[path]
+            lora_a[: down.shape[0]] = down
+            lora_b[:, : up.shape[1]] = up
+        tensors[f"base_model.model.{path}.lora_A.weight"] = lora_a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = lora_b
+    return tensors, targets, rank
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the base model inside a PEFT model, its layers still wrapped."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _linears(base: nn.Module) -> list[tuple[str, int, int]]:
+    """Return (path, in, out) of every linear layer of the base model, adapted or not."""
+    found = []
+    for path, module in base.named_modules():
+        if "base_layer" in path.split("."):
+            continue
+        layer = module.base_layer if isinstance(module, TaskLoraLayer) else module
+        if isinstance(layer, nn.Linear):
+            found.append((path, layer.in_features, layer.out_features))
+    return found
+
+
+def _resolve(model: nn.Module, task: str | int | None, task_weights: Tensor | None) -> tuple[str, TaskAssignment]:
+    context = context_of(model)
+    adapters = active_adapters(model)
+    if len(adapters) != 1:
+        raise UnsupportedError(
+            f"export needs exactly one active adapter, there are {len(adapters)}: {adapters}. "
+            "Use model.set_adapter(name)."
+        )
+    names = context.tasks[adapters[0]]
+    if context.merged:
+        raise UnsupportedError("the adapter is merged into the base weights; call model.unmerge_adapter() first.")
+    if not names.needs_ids:
+        return adapters[0], TaskAssignment(ids=torch.zeros((), dtype=torch.long))
+    return adapters[0], names.assign(task, task_weights)
+
+
+def _config(config: Any, targets: list[str], rank: int) -> dict[str, Any]:
+    task_type = config.to_dict()["task_type"]
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+
+
+def write_lora(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the two files of a plain LoRA, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        save_file(tensors, Path(scratch) / ADAPTER_FILE, metadata={"format": "pt"})
+        (Path(scratch) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in (ADAPTER_FILE, CONFIG_FILE):
+            os.replace(Path(scratch) / name, directory / name)
+
+
+def check_output(directory: str | Path, overwrite: bool) -> Path:
+    """Return `directory` as a path that may be written to.
+
+    Raises:
+        OutputError: if none was given, it is a file, or it holds something and `overwrite` is not set.
+    """
+    if not str(directory):
+        raise OutputError("no output directory was given: pass directory=….")
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, not a directory. Choose another output directory.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise OutputError(f"the output directory {path} is not empty. Choose another, or use --overwrite.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {path}: {error.strerror or error}. Choose another output directory."
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write to {path}: permission denied. Choose another output directory.")
+    return path

@@ -1,0 +1,129 @@
+"""Exporting a trained multi-task model: the plain LoRA of each task, or the merged model, with its head and a manifest.
+
+OUT/TASK/  adapter_config.json  adapter_model.safetensors  head.safetensors  manifest.json
+OUT/TASK/  config.json  model.safetensors  tokenizer…      head.safetensors  manifest.json      (merged)
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tasklora.errors import UnknownTaskError, did_you_mean, listing
+from tasklora.evaluation import package_versions, write_text_whole
+from tasklora.export.lora import ADAPTER_FILE, check_output, export_lora
+from tasklora.tasks import MultiTaskModel, SavedModel, sha256_of
+from tasklora.tuner import find_context, merge_task
+
+HEAD_FILE = "head.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+def export_task(
+    model: MultiTaskModel,
+    about: SavedModel,
+    task: str,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> Path:
+    """Write one task of a trained model as plain LoRA, with its head and a manifest beside it.
+
+    Args:
+        model: the model.
+        about: what it is.
+        task: the task's name.
+        directory: where to; new or empty unless `overwrite`.
+        dtype: of the factors.
+        overwrite: replace an earlier export.
+
+    Raises:
+        UnknownTaskError: if there is no such task.
+        OutputError: if the directory holds something.
+    """
+    if task not in about.tasks:
+        raise UnknownTaskError(
+            f"unknown task '{task}'.{did_you_mean(task, about.tasks)} Tasks: {listing(about.tasks)}."
+        )
+    if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks: it is plain already
+        path = check_output(directory, overwrite)
+        model.encoder.save_pretrained(path, save_embedding_layers=False)  # type: ignore[operator]
+    else:
+        path = export_lora(model.encoder, task, directory, dtype=dtype, overwrite=overwrite)
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    details = {"kind": "lora", "rank": config["r"], "files": {ADAPTER_FILE: sha256_of(path / ADAPTER_FILE)}}
+    _write_beside(model, about, task, path, details)
+    return path
+
+
+def export_merged(
+    model: MultiTaskModel,
+    about: SavedModel,
+    task: str,
+    directory: str | Path,
+    tokenizer: Any,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write the base model with one task merged into its weights: a plain transformers model, no overhead.
+
+    The adapter is consumed: load the model again to export another task.
+
+    Args:
+        model: the model.
+        about: what it is.
+        task: the task's name.
+        directory: where to; new or empty unless `overwrite`.
+        tokenizer: saved with the model.
+        overwrite: replace an earlier export.
+
+    Raises:
+        UnknownTaskError: if there is no such task.
+        OutputError: if the directory holds something.
+    """
+    if task not in about.tasks:
+        raise UnknownTaskError(
+            f"unknown task '{task}'.{did_you_mean(task, about.tasks)} Tasks: {listing(about.tasks)}."
+        )
+    path = check_output(directory, overwrite)
+    merged: nn.Module
+    if find_context(model.encoder) is not None:
+        merged = merge_task(model.encoder, task)
+    else:
+        merged = model.encoder.merge_and_unload()  # type: ignore[operator]
+    merged.save_pretrained(path)  # type: ignore[operator]
+    tokenizer.save_pretrained(path)
+    _write_beside(model, about, task, path, {"kind": "merged"})
+    return path
+
+
+def _write_beside(model: MultiTaskModel, about: SavedModel, task: str, path: Path, details: dict[str, Any]) -> None:
+    head = model.heads[task]
+    save_file({key: value.cpu().contiguous() for key, value in head.state_dict().items()}, path / HEAD_FILE)
+    manifest = {
+        "format": "tasklora/export",
+        "version": 1,
+        "task": task,
+        **details,
+        "base": {"name": about.base, "revision": about.revision, "fingerprint": about.fingerprint},
+        "head": {
+            "file": HEAD_FILE,
+            "sha256": sha256_of(path / HEAD_FILE),
+            "reads": "[u, v, |u - v|, u * v]" if _is_separate(about, task) else "u",
+            "pooling": about.pooling,
+            "max_length": about.max_length,
+            "task": about.tasks[task].model_dump(mode="json"),
+        },
+        "versions": package_versions(),
+    }
+    write_text_whole(path / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
+
+
+def _is_separate(about: SavedModel, task: str) -> bool:
+    return about.tasks[task].is_pair and about.pair_encodings[task] == "separate"

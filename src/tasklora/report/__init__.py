@@ -1,0 +1,19 @@
+"""Showing what was measured: tables on the terminal and in the docs."""
+
+from tasklora.report.tables import (
+    method_records,
+    method_table,
+    methods_markdown,
+    parameter_table,
+    prediction_table,
+    score_table,
+)
+
+__all__ = [
+    "method_records",
+    "method_table",
+    "methods_markdown",
+    "parameter_table",
+    "prediction_table",
+    "score_table",
+]

