@@ -310,10 +310,6 @@ class TaskContext:
         """
         return contextlib.nullcontext(), self.use(self.current)
 
-    def rename(self, adapter: str, names: TaskNames) -> None:
-        """Register (or replace) the tasks of an adapter."""
-        self.tasks[adapter] = names
-
 
 def with_row_factor(assignments: Mapping[str, TaskAssignment], factor: int) -> dict[str, TaskAssignment]:
     """Return `assignments` that also accept rows repeated `factor` times (beams, return sequences)."""
