@@ -53,6 +53,11 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error; its class where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """Return `names` joined by commas, cut after `limit` entries with the number left out."""
     names = list(names)

@@ -158,12 +158,15 @@ def test_two_adapters_merge_one_after_the_other():
     assert all(torch.equal(value, base_state(model)[name]) for name, value in before.items())
 
 
-def test_safe_merge_refuses_broken_numbers():
+def test_broken_numbers_are_refused_before_any_layer_is_merged():
     model = adapted()
+    before = base_state(model)
     with torch.no_grad():
-        layers(model)[0].task_updates["default"].B[0, 0, 0] = float("nan")
+        layers(model)[-1].task_updates["default"].B[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinity in the merged weights"):
         tasklora.merge_task(model, "rte")
+    assert not any(layer.merged for layer in layers(model))
+    assert all(torch.equal(value, base_state(model)[name]) for name, value in before.items())
 
 
 def test_merging_leaves_other_copies_alone(tmp_path):

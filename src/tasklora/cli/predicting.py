@@ -8,7 +8,7 @@ from typing import Any
 from tasklora.errors import DataError, did_you_mean, listing
 from tasklora.evaluation import predict_rows
 from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, TaskSpec
-from tasklora.tasks.data import FILE_FORMATS
+from tasklora.tasks.data import FILE_FORMATS, read_table
 
 
 def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) -> list[dict[str, Any]]:
@@ -34,16 +34,9 @@ def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) 
 
 
 def _from_table(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
     if file.suffix not in FILE_FORMATS:
         raise DataError(f"cannot read {file.name}: use one of .txt, {', '.join(FILE_FORMATS)}.")
-    readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-    try:
-        table = readers[FILE_FORMATS[file.suffix]](str(file))
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise DataError(f"cannot read {file}: {str(error.__cause__ or error).splitlines()[0]}") from None
+    table = read_table(file)
     for column in spec.inputs:
         if column not in table.column_names:
             raise DataError(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from tasklora.errors import DataError, did_you_mean, listing
+from tasklora.errors import DataError, did_you_mean, first_line, listing
 from tasklora.tasks.spec import Split, TaskSpec
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def load_tasks(
 ) -> TaskData:
     """Load the splits of several tasks.
 
-    Where a task has no ``tune`` split, a seeded tenth of train (at most 1,000 rows) is held out for it.
+    Where a task has no ``tune`` split, a seeded tenth of train (at most 1,000 rows) is held out for it, whichever
+    splits are asked for: ``train`` never holds a row of ``tune``.
 
     Args:
         specs: name → task.
@@ -155,8 +156,9 @@ def load_tasks(
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
         source = _LocalSource(Path(data_root) / name, name) if data_root is not None else _HubSource(spec, name)
-        raw = {split: source.load(split) for split in splits if split != "tune" or source.has("tune")}
-        if "tune" in splits and "tune" not in raw:
+        held_out = not source.has("tune")
+        raw = {split: source.load(split) for split in splits if split != "tune" or not held_out}
+        if held_out and ("train" in splits or "tune" in splits):
             train = raw["train"] if "train" in raw else source.load("train")
             raw["train"], raw["tune"] = _hold_out(train, seed)
         loaded[name] = {}
@@ -176,6 +178,28 @@ def _hold_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, dat
     order = np.random.default_rng(seed).permutation(len(train))
     held = max(1, min(TUNE_MAX_ROWS, int(len(train) * TUNE_FRACTION)))
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
+
+
+def read_table(path: Path, where: str = "") -> datasets.Dataset:
+    """Return the rows of a file whose suffix is in :data:`FILE_FORMATS`.
+
+    Args:
+        path: the file.
+        where: what an error message begins with.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
+    try:
+        return readers[FILE_FORMATS[path.suffix]](str(path))
+    except StopIteration:  # what datasets says to a file without content
+        raise DataError(f"{where}cannot read {path}: it is empty.") from None
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        raise DataError(f"{where}cannot read {path}: {first_line(error.__cause__ or error)}") from None
 
 
 class _LocalSource:
@@ -200,21 +224,13 @@ class _LocalSource:
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
-        from datasets import Dataset
-        from datasets.exceptions import DatasetGenerationError
-
         path = self._file(split)
         if path is None:
             raise DataError(
                 f"task '{self.name}': no file for split '{split}' in {self.folder} "
                 f"(looked for {', '.join(split + suffix for suffix in FILE_FORMATS)})."
             )
-        readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-        try:
-            return readers[FILE_FORMATS[path.suffix]](str(path), split="train", keep_in_memory=False)
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            cause = error.__cause__ or error
-            raise DataError(f"task '{self.name}': cannot read {path}: {str(cause).splitlines()[0]}") from None
+        return read_table(path, f"task '{self.name}': ")
 
 
 class _HubSource:
@@ -240,5 +256,5 @@ class _HubSource:
         except Exception as error:  # the hub raises many kinds; all mean that the rows are not to be had
             raise DataError(
                 f"task '{self.name}': cannot load '{hub.path}' ({hub.config or 'default'}, {split}) from the hub: "
-                f"{str(error).splitlines()[0]} Give local files with --data-root DIR instead."
+                f"{first_line(error)} Give local files with --data-root DIR instead."
             ) from error

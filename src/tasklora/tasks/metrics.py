@@ -22,12 +22,14 @@ class Metric:
         kind: the kind of task it is for.
         compute: (labels, predictions) → value; NaN where it is undefined on the sample.
         higher_is_better: its direction.
+        two_classes: whether it is for tasks with two classes only.
     """
 
     title: str
     kind: Literal["classification", "regression"]
     compute: Callable[[Array, Array], float]
     higher_is_better: bool = True
+    two_classes: bool = False
 
 
 def _accuracy(labels: Array, predictions: Array) -> float:
@@ -78,7 +80,7 @@ def _rmse(labels: Array, predictions: Array) -> float:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", "classification", _accuracy),
     "mcc": Metric("Matthews correlation", "classification", _mcc),
-    "f1": Metric("F1 of class 1", "classification", _f1),
+    "f1": Metric("F1 of class 1", "classification", _f1, two_classes=True),
     "f1_macro": Metric("macro F1", "classification", _f1_macro),
     "pearson": Metric("Pearson correlation", "regression", _pearson),
     "spearman": Metric("Spearman correlation", "regression", _spearman),

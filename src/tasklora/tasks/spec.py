@@ -65,6 +65,8 @@ class TaskSpec(Strict):
     def _check(self) -> TaskSpec:
         if self.kind == "classification" and (not self.labels or len(self.labels) < 2):
             raise ValueError("a classification task needs `labels`: at least two class names")
+        if self.labels and len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must differ from each other, got {self.labels}")
         if self.kind == "regression" and (self.range is None or self.range[0] >= self.range[1]):
             raise ValueError("a regression task needs `range: [lowest, highest]`")
         if self.kind == "regression" and self.class_weights != "none":
@@ -74,6 +76,8 @@ class TaskSpec(Strict):
                 raise ValueError(f"unknown metric '{name}'.{did_you_mean(name, METRICS)}")
             if METRICS[name].kind != self.kind:
                 raise ValueError(f"metric '{name}' is for {METRICS[name].kind}, the task is {self.kind}")
+            if METRICS[name].two_classes and self.num_outputs != 2:
+                raise ValueError(f"metric '{name}' is for two classes, the task has {self.num_outputs}")
         if self.primary not in self.metrics:
             raise ValueError(f"primary metric '{self.primary}' is not among metrics {self.metrics}")
         return self

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tasklora.errors import CheckpointError, OutputError, TaskLoraError
+from tasklora.errors import CheckpointError, ConfigError, OutputError, TaskLoraError, did_you_mean
 from tasklora.evaluation import (
     ParameterCounts,
     RunResults,
@@ -88,9 +88,14 @@ def adapter_config(recipe: Recipe, tasks: list[str], base: nn.Module) -> PeftCon
     if isinstance(getattr(getattr(base, "pooler", None), "dense", None), nn.Linear):
         # The heads pool token vectors themselves; an adapted pooler would train nothing and cost parameters.
         options.setdefault("exclude_modules", ["pooler.dense"])
-    if recipe.method.name == "lora":
+    if recipe.method.name != "lora":
+        return get_method(recipe.method.name).config_cls(tasks=tasks, **options)
+    try:
         return LoraConfig(**options)
-    return get_method(recipe.method.name).config_cls(tasks=tasks, **options)
+    except TypeError as error:
+        unknown = [key for key in options if key not in LoraConfig.__dataclass_fields__]
+        hints = "".join(did_you_mean(key, LoraConfig.__dataclass_fields__) for key in unknown)
+        raise ConfigError(f"method 'lora' (PEFT's LoraConfig): {error}.{hints}") from None
 
 
 def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
@@ -155,26 +160,37 @@ class RunDirectory:
         self.results = self.path / RESULTS_FILE
         self.log = self.path / LOG_FILE
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the directory holds a run."""
+        return (self.path / MANIFEST_FILE).is_file()
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise OutputError if the directory holds something that `overwrite` does not allow to replace.
+
+        Only a run of tasklora is ever replaced.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_run:
+            raise OutputError(
+                f"the output directory {self.path} is not empty and holds no tasklora run, so it is not replaced. "
+                "Choose another (--output)."
+            )
+        if not overwrite:
+            raise OutputError(
+                f"the output directory {self.path} holds a run already. Choose another (--output), go on with it "
+                "(--resume), or replace it with --overwrite."
+            )
+
     def create(self, recipe: Recipe, command: str, overwrite: bool) -> None:
         """Make the directory and write what is known before training.
 
         Raises:
-            OutputError: if it cannot be written, or holds something and `overwrite` is not set; nothing is removed
-                unless it is a run of tasklora.
+            OutputError: if it cannot be written, or holds something; see :meth:`check_free`.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            is_run = (self.path / MANIFEST_FILE).is_file()
-            if not overwrite:
-                what = "holds a run already" if is_run else "is not empty"
-                raise OutputError(
-                    f"the output directory {self.path} {what}. Choose another (--output), resume it (--resume), or "
-                    "replace it with --overwrite."
-                )
-            if not is_run:
-                raise OutputError(
-                    f"{self.path} is not empty and holds no tasklora run: refusing to remove it. "
-                    "Choose another directory."
-                )
+        self.check_free(overwrite)
+        if self.is_run:
             shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -216,6 +232,8 @@ class RunDirectory:
         Raises:
             CheckpointError: if the run has not finished.
         """
+        if not self.is_run:
+            raise CheckpointError(f"{self.path} is neither a run directory nor a saved model.")
         if not (self.best / "tasklora.json").is_file():
             raise CheckpointError(
                 f"{self.path} has no finished model (no {self.best.name}/). Finish it with `tasklora train --resume`."
@@ -263,6 +281,8 @@ def train_recipe(
         if run.results.is_file():
             raise OutputError(f"{run.path} is finished already; there is nothing to resume.")
         checkpoint = run.latest_checkpoint()
+    else:
+        run.check_free(overwrite)
     specs = recipe.task_specs()
     data = load_recipe_data(recipe, specs)  # before anything is written: bad data leaves no half-made run
     prepared = prepare(recipe)

@@ -71,6 +71,25 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
     def _update_of(self, adapter: str) -> LowRankUpdate:
         return cast("LowRankUpdate", self.task_updates[adapter])
 
+    def check_mergeable(self, adapter: str) -> None:
+        """Raise what merging the current single task would raise, without changing anything.
+
+        Raises:
+            TaskIdsError: if no single task is current.
+            UnsupportedError: if the base weight is quantised or the update depends on the token.
+            ValueError: if the update holds NaN or infinity.
+        """
+        weight = self.base_layer.weight
+        if not weight.is_floating_point() or type(weight) is not nn.Parameter:
+            raise UnsupportedError(
+                f"cannot merge into a quantised base layer ({type(self.base_layer).__name__}): load the base model "
+                "unquantised, or export the task as plain LoRA."
+            )
+        with torch.no_grad():
+            factors = self._update_of(adapter).lora_factors(self.context.one_task(adapter))
+        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+            raise ValueError(f"NaN or infinity in the merged weights: the adapter '{adapter}' seems to be broken.")
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add ΔW_t of the current single task to the base weight.
 
@@ -79,17 +98,13 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             TaskIdsError: if no single task is current (see ``tasklora.merge_task``).
             UnsupportedError: if the base weight is quantised or the update depends on the token.
-            ValueError: if `safe_merge` finds NaN or infinity.
+            ValueError: if the update holds NaN or infinity, or `safe_merge` finds them in the merged weight.
         """
         weight = self.base_layer.weight
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.task_updates:
                 continue
-            if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-                raise UnsupportedError(
-                    f"cannot merge into a quantised base layer ({type(self.base_layer).__name__}): load the base model "
-                    "unquantised, or export the task as plain LoRA."
-                )
+            self.check_mergeable(adapter)
             task = self.context.one_task(adapter)
             with torch.no_grad():
                 delta = self._update_of(adapter).delta_weight(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.wrappers import TaskIds, use_tasks
 
 
@@ -28,6 +29,13 @@ def merge_task(
     Raises:
         UnknownTaskError: if the adapter has no such task.
         UnsupportedError: if a base weight is quantised, or the method has no plain LoRA per task.
+        ValueError: if an update holds NaN or infinity.
     """
     with use_tasks(model, task, task_weights=task_weights):
+        # All layers are checked before the first one is changed: a refusal leaves the model as it was.
+        for module in model.modules():
+            if isinstance(module, TaskLoraLayer):
+                for adapter in module.active_adapters:
+                    if adapter in module.task_updates:
+                        module.check_mergeable(adapter)
         return model.merge_and_unload(safe_merge=safe_merge)  # type: ignore[operator, no-any-return]

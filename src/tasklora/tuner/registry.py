@@ -65,7 +65,10 @@ def get_method(name: str) -> Method:
         ConfigError: if there is none of that name; the nearest is named.
     """
     if name not in METHODS:
-        raise ConfigError(f"unknown method '{name}'.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}.")
+        raise ConfigError(
+            f"unknown method '{name}'.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}; in a recipe "
+            "also 'lora', PEFT's own, one for all tasks."
+        )
     return METHODS[name]
 
 
