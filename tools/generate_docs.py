@@ -108,30 +108,39 @@ def _type(annotation: Any) -> str:
 
 def glue() -> str:
     """Return the scores of the kept GLUE runs."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("glue-minilm-*.json"))]
+    return _score_table("glue-minilm-*.json")
+
+
+def demo() -> str:
+    """Return the scores of the kept demo run."""
+    return _score_table("demo-*.json")
+
+
+def _score_table(pattern: str) -> str:
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
     if not runs:
         return "No run is kept yet.\n"
     tasks = runs[0]["scores"]["validation"]["tasks"]
-    header = ["task", "metric", "rows", "untrained"] + [run["method"] for run in runs]
+    untrained = ["untrained"] if runs[0]["untrained"] else []
+    header = ["task", "metric", "rows", *untrained, *(run["method"] for run in runs)]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name, task in tasks.items():
-        cells = [name, task["primary"], str(task["rows"]), _score(_task(runs[0], "untrained", name))]
+        cells = [name, task["primary"], str(task["rows"])]
+        cells += [_score(_task(runs[0], "untrained", name)) for _ in untrained]
         lines.append("| " + " | ".join(cells + [_score(_task(run, "scores", name)) for run in runs]) + " |")
-    averages = [_score(runs[0]["untrained"]["validation"]["average"])]
+    averages = [_score(runs[0]["untrained"]["validation"]["average"]) for _ in untrained]
     averages += [_score(run["scores"]["validation"]["average"]) for run in runs]
     lines.append("| **average** | | | " + " | ".join(averages) + " |")
     trained = [f"{run['parameters']['trainable']:,}" for run in runs]
-    lines.append("| trainable parameters | | | | " + " | ".join(trained) + " |")
-    lines.append("")
-    rows = sorted(set(runs[0]["training"]["rows_per_task"].values()))
-    lines.append(
-        f"all-MiniLM-L6-v2, {rows[0] if len(rows) == 1 else f'{rows[0]}–{rows[-1]}'} training rows a task, "
-        f"validation rows as given, seed {runs[0]['seed']}, {runs[0]['training']['steps']} steps. "
-        "Each column is one run:"
-    )
+    lines.append("| trainable parameters | | | " + "| " * len(untrained) + " | ".join(trained) + " |")
     lines.append("")
     for run in runs:
-        lines.append(f"- `{run['method']}`: `{run['command']}` at commit `{(run['commit'] or 'unknown')[:12]}`")
+        rows = sorted(set(run["training"]["rows_per_task"].values()))
+        lines.append(
+            f"`{run['method']}` on {run['base'].rpartition('/')[2]}: one run, seed {run['seed']}, "
+            f"{rows[0] if len(rows) == 1 else f'{rows[0]} to {rows[-1]}'} training rows a task, "
+            f"{run['training']['steps']} steps; `{run['command']}` at commit `{run['commit'][:12]}`."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +153,13 @@ def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-PARTS: dict[str, Callable[[], str]] = {"methods": methods, "cli": cli, "recipes": recipe_keys, "glue": glue}
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "cli": cli,
+    "recipes": recipe_keys,
+    "glue": glue,
+    "demo": demo,
+}
 
 
 def main() -> None:

