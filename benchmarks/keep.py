@@ -21,7 +21,7 @@ def main(run: str, name: str) -> None:
         sys.exit(f"error: {error}")
     if not results.commit or results.commit.endswith("+changes"):
         sys.exit(f"error: the run was made at commit {results.commit}: commit your changes and run it again.")
-    absolute = [part for part in results.command.split() if Path(part).is_absolute()]
+    absolute = [part for part in results.command.split() if Path(part.rpartition("=")[2]).is_absolute()]
     if absolute:
         sys.exit(f"error: the command names {absolute}: run it with relative paths.")
     target = RESULTS / f"{name}.json"

@@ -39,12 +39,20 @@ class CheckpointError(TaskLoraError, RuntimeError):
     """A saved adapter, head or run that is damaged or does not belong here."""
 
 
+class BrokenAdapterError(TaskLoraError, ValueError):
+    """An adapter whose numbers are NaN or infinite."""
+
+
 class OutputError(TaskLoraError, OSError):
     """An output directory that cannot be written without losing something."""
 
 
 class NonFiniteLossError(TaskLoraError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+class InterruptedRun(TaskLoraError):
+    """Training was interrupted; the run can be resumed."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

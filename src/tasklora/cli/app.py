@@ -34,6 +34,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key, e.g. --set training.epochs=1. May be repeated.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the base model, if the run needs it.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
@@ -91,6 +94,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, tune, validation or test.")] = "validation",
     data_root: DataRoot = None,
     as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Score a trained run on a split of its tasks."""
     from typing import get_args
@@ -106,10 +110,14 @@ def evaluate(
     from tasklora.tasks import load_tasks
     from tasklora.training import RunDirectory
 
-    recipe = RunDirectory(run).recipe()
-    model, about, base = _load(run)
-    root = data_root or recipe.tasks.data_root
-    data = load_tasks(about.tasks, [split], root, recipe.tasks.limits, recipe.training.seed)  # type: ignore[list-item]
+    directory = RunDirectory(run)
+    section, seed = (directory.recipe().tasks, directory.recipe().training.seed) if directory.is_run else (None, 0)
+    if section is None and data_root is None:
+        raise ConfigError(f"{run} is a saved model without a recipe: say where the rows are, with --data-root DIR.")
+    model, about, base = _load(run, trust_remote_code)
+    root = data_root or (section.data_root if section else None)
+    limits = section.limits if section else None
+    data = load_tasks(about.tasks, [split], root, limits, seed)  # type: ignore[list-item]
     collator = about.collator(base.tokenizer)
     with console.status("scoring") as status:
         scores = score_tasks(
@@ -135,6 +143,7 @@ def predict(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSONL here instead of printing.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Predict new input with one task of a trained run."""
     quiet_libraries()
@@ -143,10 +152,14 @@ def predict(
     from tasklora.evaluation import write_text_whole
     from tasklora.report import prediction_table
 
-    if output is not None and output.exists() and not overwrite:
-        raise OutputError(f"{output} exists already. Choose another --output, or use --overwrite.")
-    model, about, base = _load(run)
-    spec = _spec_of(about, task)
+    if output is not None and output.exists() and (not overwrite or output.is_dir()):
+        raise OutputError(f"{output} exists already. Choose another --output, or replace a file with --overwrite.")
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(
+            f"no folder {output.parent} to write {output.name} into. Make it, or choose another --output."
+        )
+    model, about, base = _load(run, trust_remote_code)
+    spec = about.spec_of(task)
     rows = read_inputs(spec, task, texts or [], file)
     records = prediction_records(model, about, base, task, rows)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -170,6 +183,7 @@ def export(
     ] = False,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the written factors.")] = "float32",
     overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Export tasks as plain LoRA that stock PEFT, vLLM and llama.cpp load, or as merged models."""
     from tasklora.errors import ConfigError
@@ -182,17 +196,19 @@ def export(
     from tasklora.export.lora import check_output
     from tasklora.tasks.base_model import DTYPES
 
+    if merged and dtype != "float32":
+        raise ConfigError("--dtype is for the factors of a LoRA: a merged model keeps its base's.")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
-    model, about, base = _load(run)
+    model, about, base = _load(run, trust_remote_code)
     if task is not None:
-        _spec_of(about, task)
+        about.spec_of(task)
     check_output(to, overwrite)
     for place, name in enumerate(about.tasks if every else [task or ""]):
         target = to / name if every else to
         if merged:
             if place:  # merging consumes the adapter
-                model, about, base = _load(run)
+                model, about, base = _load(run, trust_remote_code)
             export_merged(model, about, name, target, base.tokenizer, overwrite=overwrite)
         else:
             export_task(model, about, name, target, dtype=DTYPES[dtype], overwrite=overwrite)
@@ -233,7 +249,9 @@ def methods(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path("runs/demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite/--keep", help="Replace an earlier demo run.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace any run that is there; an earlier demo always is.")
+    ] = False,
 ) -> None:
     """Adapt a real pretrained model to five small tasks and prove the export, offline, in minutes."""
     quiet_libraries()
@@ -250,6 +268,7 @@ def quiet_libraries() -> None:
     for variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(variable, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it logs what it then raises
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\b")
     from transformers.utils import logging
 
@@ -266,23 +285,15 @@ def _recipe(path: Path, overrides: list[str] | None, data_root: Path | None) -> 
     return recipe
 
 
-def _load(run: Path) -> tuple[Any, Any, Any]:
-    """Load the model of a run directory, or of a saved model's directory."""
+def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:
+    """Load the model of a run directory, or of a saved model's directory, onto the accelerator if there is one."""
+    import torch
+
     from tasklora.tasks import load_model
     from tasklora.tasks.saved_model import MODEL_FILE
     from tasklora.training import RunDirectory
 
     directory = run if (run / MODEL_FILE).is_file() else RunDirectory(run).model()
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     with console.status("loading"):
-        return load_model(directory)
-
-
-def _spec_of(about: Any, task: str) -> Any:
-    from tasklora.errors import UnknownTaskError, did_you_mean, listing
-
-    if task not in about.tasks:
-        given = (
-            f"unknown task '{task}'.{did_you_mean(task, about.tasks)}" if task else "no task given: use --task NAME."
-        )
-        raise UnknownTaskError(f"{given} This run has: {listing(about.tasks)}.")
-    return about.tasks[task]
+        return load_model(directory, device=device, trust_remote_code=trust_remote_code)

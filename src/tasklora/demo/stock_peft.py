@@ -17,6 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 def main(base: str, export: str, texts_file: str) -> None:
     """Predict the texts of a JSON file."""
     manifest = json.loads(Path(export, "manifest.json").read_text())
+    if (manifest["head"]["pooling"], manifest["head"]["reads"]) != ("mean", "u"):
+        raise SystemExit("this script pools by the mean and reads single texts; see the manifest for this task's way.")
     head = load_file(Path(export, "head.safetensors"))
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(base), export).eval()

@@ -140,11 +140,12 @@ class RunResults(Strict):
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {path}: {error}. Has the run finished?") from None
-        if data.get("version", 0) > RESULTS_VERSION:
+        version = data.get("version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > RESULTS_VERSION:
             raise CheckpointError(
-                f"{path} has version {data['version']}, this tasklora reads up to {RESULTS_VERSION}. Upgrade tasklora."
+                f"{path} has version {version}, this tasklora reads up to {RESULTS_VERSION}. Upgrade tasklora."
             )
         return parse(cls, data, str(path))
 
@@ -197,10 +198,11 @@ def peak_memory() -> dict[str, int]:
 
 def source_commit(directory: Path | None = None) -> str | None:
     """Return the commit of the tasklora source tree that runs, with ``+changes`` if it differs; None if unknown."""
+    import shutil
     import subprocess
 
     root = directory or Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:

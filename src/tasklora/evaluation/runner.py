@@ -124,6 +124,8 @@ def _group_of(model: MultiTaskModel, name: str) -> str:
     update = model.get_submodule(owner)
     if isinstance(update, LowRankUpdate):
         return "per_task" if leaf in update.per_task_parameters else "shared"
+    if ".lora_" in name:  # PEFT's own LoRA, one for all tasks
+        return "shared"
     return "other"
 
 

@@ -13,21 +13,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tasklora.errors import OutputError, UnsupportedError
+from tasklora.errors import BrokenAdapterError, OutputError, TaskIdsError, UnsupportedError, listing
+from tasklora.tasks import share_mode
 from tasklora.tuner import TaskLoraLayer, active_adapters, context_of
 from tasklora.updates import TaskAssignment
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+HEAD_FILE = "head.safetensors"
+WITH_CLASSIFIER = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+MANIFEST_FILE = "manifest.json"
+EXPORT_FORMAT = "tasklora/export"
+_FACTORS = (".lora_A.weight", ".lora_B.weight")
+_Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def export_lora(
@@ -54,28 +66,102 @@ def export_lora(
 
     Raises:
         UnknownTaskError: if the adapter has no such task.
-        UnsupportedError: if the method has no plain LoRA per task, or several adapters are active.
+        UnsupportedError: if the method has no plain LoRA per task, several adapters are active, or modules of
+            the backbone are trained in full with it.
+        BrokenAdapterError: if a factor is NaN or infinite (float16 overflows easily).
         OutputError: if the directory holds something.
     """
-    directory = check_output(directory, overwrite)
     adapter, assignment = _resolve(model, task, task_weights)
-    tensors, targets, rank = lora_tensors(model, adapter, assignment, dtype)
+    with torch.no_grad():
+        factors = {
+            path: module.task_updates[adapter].lora_factors(assignment)  # type: ignore[operator]
+            for path, module in base_of(model).named_modules()
+            if isinstance(module, TaskLoraLayer) and adapter in module.task_updates
+        }
+    return _write(model, adapter, factors, directory, dtype, overwrite)
+
+
+def export_shared_lora(
+    model: PeftModel, directory: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
+) -> Path:
+    """Write PEFT's own LoRA in the same format: uniform rank, scaling folded in, every matching module present.
+
+    Args:
+        model: a PEFT model with one active LoRA adapter.
+        directory: where to; must be new or empty unless `overwrite`.
+        dtype: of the written factors.
+        overwrite: replace the files of an earlier export.
+
+    Raises:
+        UnsupportedError: if the adapter is more than factors A and B (DoRA, trained biases or modules).
+        OutputError: if the directory holds something.
+    """
+    (adapter,) = model.active_adapters
+    more = [key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if not key.endswith(_FACTORS)]
+    if more:
+        raise UnsupportedError(f"this LoRA is more than its factors A and B: {listing(more, 4)}. Export it merged.")
+    with torch.no_grad():
+        factors = {
+            path: (module.lora_A[adapter].weight, module.lora_B[adapter].weight * module.scaling[adapter])
+            for path, module in base_of(model).named_modules()
+            if isinstance(module, LoraLayer) and adapter in module.lora_A
+        }
+    return _write(model, adapter, factors, directory, dtype, overwrite)
+
+
+def _write(
+    model: nn.Module, adapter: str, factors: _Factors, directory: str | Path, dtype: torch.dtype, overwrite: bool
+) -> Path:
+    heads = head_tensors(model, adapter)
+    directory = check_output(directory, overwrite)
+    tensors, targets, rank = lora_tensors(model, factors, dtype)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise BrokenAdapterError(
+            f"NaN or infinity in {len(broken)} of {len(tensors)} factors as {dtype} ({listing(broken, 2)}): nothing is "
+            "written. Export in float32, or use another checkpoint."
+        )
     config = model.peft_config[adapter]  # type: ignore[index, operator]
+    clear_export(directory)
     write_lora(directory, tensors, _config(config, targets, rank))
+    if heads:
+        save_file(heads, directory / HEAD_FILE, metadata={"format": "pt"})
+        share_mode(directory / HEAD_FILE)
     return directory
 
 
-def lora_tensors(
-    model: nn.Module, adapter: str, assignment: TaskAssignment, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], list[str], int]:
-    """Return the tensors of a task's plain LoRA, its target leaf names and its rank."""
+def head_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Return the weights of heads trained in full (a classifier), which are written beside the LoRA.
+
+    Raises:
+        UnsupportedError: if a module inside the backbone was trained in full: the LoRA alone would give other numbers.
+    """
     base = base_of(model)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad():
-        for path, module in base.named_modules():
-            if isinstance(module, TaskLoraLayer) and adapter in module.task_updates:
-                down, up = module.task_updates[adapter].lora_factors(assignment)  # type: ignore[operator]
-                factors[path] = (down.to("cpu", dtype), up.to("cpu", dtype))
+    backbone = getattr(base, "base_model_prefix", "")
+    tensors: dict[str, Tensor] = {}
+    for path, module in base.named_modules():
+        if not isinstance(module, AuxiliaryTrainingWrapper):
+            continue
+        inside = not hasattr(base, backbone) or path.startswith(f"{backbone}.")
+        if inside or not isinstance(module, ModulesToSaveWrapper):
+            raise UnsupportedError(
+                f"'{path}' was trained in full and has no place in a plain LoRA. Export the merged model instead "
+                "(merge_task, or --merged)."
+            )
+        for name, tensor in module.modules_to_save[adapter].state_dict().items():
+            tensors[f"{path}.{name}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def lora_tensors(model: nn.Module, factors: _Factors, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[str], int]:
+    """Return the tensors of a plain LoRA, its target leaf names and its rank.
+
+    Args:
+        model: the adapted model.
+        factors: path of each adapted layer → A' (k, in) and B' (out, k).
+        dtype: of the tensors.
+    """
+    base = base_of(model)
     rank = max(down.shape[0] for down, _ in factors.values())
     targets = sorted({path.rpartition(".")[2] for path in factors})
     tensors: dict[str, Tensor] = {}
@@ -104,7 +190,7 @@ def _linears(base: nn.Module) -> list[tuple[str, int, int]]:
     for path, module in base.named_modules():
         if "base_layer" in path.split("."):
             continue
-        layer = module.base_layer if isinstance(module, TaskLoraLayer) else module
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(layer, nn.Linear):
             found.append((path, layer.in_features, layer.out_features))
     return found
@@ -121,16 +207,19 @@ def _resolve(model: nn.Module, task: str | int | None, task_weights: Tensor | No
     names = context.tasks[adapters[0]]
     if context.merged:
         raise UnsupportedError("the adapter is merged into the base weights; call model.unmerge_adapter() first.")
-    if not names.needs_ids:
+    if task is None and task_weights is None and (not names.needs_ids or len(names) == 1):
         return adapters[0], TaskAssignment(ids=torch.zeros((), dtype=torch.long))
-    return adapters[0], names.assign(task, task_weights)
+    assignment = names.assign(task, task_weights)
+    if assignment.rows is not None:
+        raise TaskIdsError("an export is of one task (its name or id) or of one mixture (task_weights of shape (T,)).")
+    return adapters[0], assignment
 
 
 def _config(config: Any, targets: list[str], rank: int) -> dict[str, Any]:
-    task_type = config.to_dict()["task_type"]
     return {
         "peft_type": "LORA",
-        "task_type": task_type,
+        # With one of these task types PEFT would look for a classifier among the LoRA's tensors.
+        "task_type": None if config.task_type in WITH_CLASSIFIER else config.task_type,
         "base_model_name_or_path": config.base_model_name_or_path,
         "revision": config.revision,
         "r": rank,
@@ -156,7 +245,19 @@ def write_lora(directory: Path, tensors: dict[str, Tensor], config: dict[str, An
         save_file(tensors, Path(scratch) / ADAPTER_FILE, metadata={"format": "pt"})
         (Path(scratch) / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in (ADAPTER_FILE, CONFIG_FILE):
+            share_mode(Path(scratch) / name)
             os.replace(Path(scratch) / name, directory / name)
+
+
+def clear_export(directory: Path) -> None:
+    """Empty a directory that holds an earlier export: a LoRA left beside a merged model would be applied twice."""
+    try:
+        manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(manifest, dict) and manifest.get("format") == EXPORT_FORMAT:
+        shutil.rmtree(directory)
+        directory.mkdir()
 
 
 def check_output(directory: str | Path, overwrite: bool) -> Path:

@@ -14,14 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tasklora.errors import UnknownTaskError, did_you_mean, listing
 from tasklora.evaluation import package_versions, write_text_whole
-from tasklora.export.lora import ADAPTER_FILE, check_output, export_lora
-from tasklora.tasks import MultiTaskModel, SavedModel, sha256_of
+from tasklora.export.lora import (
+    ADAPTER_FILE,
+    EXPORT_FORMAT,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    check_output,
+    clear_export,
+    export_lora,
+    export_shared_lora,
+)
+from tasklora.tasks import MultiTaskModel, SavedModel, sha256_of, share_mode
 from tasklora.tuner import find_context, merge_task
-
-HEAD_FILE = "head.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 
 def export_task(
@@ -47,13 +52,9 @@ def export_task(
         UnknownTaskError: if there is no such task.
         OutputError: if the directory holds something.
     """
-    if task not in about.tasks:
-        raise UnknownTaskError(
-            f"unknown task '{task}'.{did_you_mean(task, about.tasks)} Tasks: {listing(about.tasks)}."
-        )
-    if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks: it is plain already
-        path = check_output(directory, overwrite)
-        model.encoder.save_pretrained(path, save_embedding_layers=False)  # type: ignore[operator]
+    about.spec_of(task)
+    if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks
+        path = export_shared_lora(model.encoder, directory, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     else:
         path = export_lora(model.encoder, task, directory, dtype=dtype, overwrite=overwrite)
     config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
@@ -87,27 +88,27 @@ def export_merged(
         UnknownTaskError: if there is no such task.
         OutputError: if the directory holds something.
     """
-    if task not in about.tasks:
-        raise UnknownTaskError(
-            f"unknown task '{task}'.{did_you_mean(task, about.tasks)} Tasks: {listing(about.tasks)}."
-        )
+    about.spec_of(task)
     path = check_output(directory, overwrite)
     merged: nn.Module
     if find_context(model.encoder) is not None:
         merged = merge_task(model.encoder, task)
     else:
         merged = model.encoder.merge_and_unload()  # type: ignore[operator]
+    clear_export(path)
     merged.save_pretrained(path)  # type: ignore[operator]
     tokenizer.save_pretrained(path)
-    _write_beside(model, about, task, path, {"kind": "merged"})
+    files = {file.name: sha256_of(file) for file in sorted(path.glob("model*.safetensors"))}
+    _write_beside(model, about, task, path, {"kind": "merged", "files": files})
     return path
 
 
 def _write_beside(model: MultiTaskModel, about: SavedModel, task: str, path: Path, details: dict[str, Any]) -> None:
     head = model.heads[task]
     save_file({key: value.cpu().contiguous() for key, value in head.state_dict().items()}, path / HEAD_FILE)
+    share_mode(path / HEAD_FILE)
     manifest = {
-        "format": "tasklora/export",
+        "format": EXPORT_FORMAT,
         "version": 1,
         "task": task,
         **details,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from tasklora.evaluation import ParameterCounts, SplitScores
@@ -50,7 +51,7 @@ def prediction_table(task: str, records: list[dict[str, Any]]) -> Table:
     for column in records[0]:
         table.add_column(column, overflow="fold")
     for record in records:
-        table.add_row(*(str(value) for value in record.values()))
+        table.add_row(*(escape(str(value)) for value in record.values()))
     return table
 
 

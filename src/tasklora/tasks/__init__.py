@@ -5,7 +5,15 @@ from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.data import TaskData, TaskRows, load_tasks
 from tasklora.tasks.metrics import METRICS, compute_metrics
 from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput, TaskHead
-from tasklora.tasks.saved_model import SavedModel, load_model, load_weights, read_about, read_safetensors, save_model
+from tasklora.tasks.saved_model import (
+    SavedModel,
+    load_model,
+    load_weights,
+    read_about,
+    read_safetensors,
+    save_model,
+    share_mode,
+)
 from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
 from tasklora.tasks.strict import Strict, parse, read_yaml
 
@@ -38,5 +46,6 @@ __all__ = [
     "read_yaml",
     "save_model",
     "sha256_of",
+    "share_mode",
     "shipped_suites",
 ]

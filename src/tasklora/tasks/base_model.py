@@ -98,10 +98,10 @@ def load_skeleton(name: str, revision: str | None = None, trust_remote_code: boo
     source = str((packaged_minilm() if name == MINILM else None) or name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
     return BaseModel(name, model, None, _hidden_size(config), fingerprint="")
 
 
@@ -139,8 +139,8 @@ def sha256_of(path: Path) -> str:
 def fingerprint(model: nn.Module) -> str:
     """Return a short digest of a model's weights: names, shapes and the first values of each tensor.
 
-    Values are rounded to bfloat16, so that loading in another dtype does not change it. It tells one base from another
-    of the same shapes; it is no proof that every weight is the same.
+    Values are rounded to bfloat16, so that loading in float32 or bfloat16 makes no difference. It tells one base from
+    another of the same shapes; it is no proof that every weight is the same.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,14 @@ class TaskRows(TorchDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Return a short digest of the rows: their texts and labels, in order."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for column in self.spec.inputs:
+            for text in self.rows[column]:
+                digest.update(text.encode() + b"\0")
+        return digest.hexdigest()[:16]
 
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the length in characters of each row's longest text."""

@@ -125,7 +125,9 @@ class MultiTaskModel(nn.Module):
         self.pooling = pooling
         for name in self.specs:
             if "." in name or hasattr(nn.ModuleDict(), name):
-                raise ConfigError(f"task '{name}' cannot have a head: torch takes no dots and not this name; rename it.")
+                raise ConfigError(
+                    f"task '{name}' cannot have a head: torch takes no dots and not this name; rename it."
+                )
         self.heads = nn.ModuleDict(
             {name: TaskHead(spec, hidden_size * self._parts(name), head_dropout) for name, spec in self.specs.items()}
         )
@@ -190,8 +192,8 @@ class MultiTaskModel(nn.Module):
             last = (attention_mask * places).argmax(dim=1)  # (R,)
             pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         else:
-            mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (R, L, 1)
-            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+            mask = attention_mask.unsqueeze(-1).float()  # (R, L, 1); in half precision a long sum would be inexact
+            pooled = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return pooled.to(next(self.heads.parameters()).dtype)
 
     @staticmethod

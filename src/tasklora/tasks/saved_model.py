@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tasklora.errors import CheckpointError, TaskLoraError, first_line, listing
+from tasklora.errors import CheckpointError, TaskLoraError, UnknownTaskError, did_you_mean, first_line, listing
 from tasklora.tasks.base_model import BaseModel, load_base
 from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.model import MultiTaskModel, Pooling
@@ -57,6 +56,17 @@ class SavedModel(Strict):
     tasks: dict[str, TaskSpec]
     pair_encodings: dict[str, Literal["joint", "separate"]]
 
+    def spec_of(self, task: str) -> TaskSpec:
+        """Return a task by name.
+
+        Raises:
+            UnknownTaskError: if there is none of that name; the nearest is named.
+        """
+        if task not in self.tasks:
+            given = f"unknown task '{task}'.{did_you_mean(task, self.tasks)}" if task else "no task was given."
+            raise UnknownTaskError(f"{given} This model has: {listing(self.tasks)}.")
+        return self.tasks[task]
+
     def model_around(self, encoder: torch.nn.Module) -> MultiTaskModel:
         """Return the multi-task model with fresh heads around an encoder."""
         return MultiTaskModel(
@@ -85,7 +95,15 @@ def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) 
         save_file(_contiguous(model.heads.state_dict()), Path(scratch) / HEADS_FILE, metadata={"format": "pt"})
         (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
         for file in sorted(Path(scratch).iterdir()):
+            share_mode(file)
             os.replace(file, directory / file.name)
+
+
+def share_mode(file: Path) -> None:
+    """Give a file the permissions that the umask allows; safetensors writes for the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
@@ -105,7 +123,10 @@ def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
 
 
 def load_model(
-    directory: str | Path, base: BaseModel | None = None, device: str | torch.device = "cpu"
+    directory: str | Path,
+    base: BaseModel | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> tuple[MultiTaskModel, SavedModel, BaseModel]:
     """Load a saved model, ready to evaluate.
 
@@ -113,17 +134,24 @@ def load_model(
         directory: as written by :func:`save_model`.
         base: the base model, if it is loaded already.
         device: where to put the model.
+        trust_remote_code: run code that comes with the base model. What the saved model says of itself does not count.
 
     Returns:
         The model in evaluation mode, what it is, and its base (whose modules the model has taken over).
 
     Raises:
-        CheckpointError: if the directory is no saved model, a file is damaged, or the base is another one.
+        CheckpointError: if the directory is no saved model, a file is damaged, the base is another one, or it needs
+            code that was not asked for.
     """
     directory = Path(directory)
     about = read_about(directory)
     if base is None:
-        base = load_base(about.base, about.revision, about.dtype, about.trust_remote_code)
+        if about.trust_remote_code and not trust_remote_code:
+            raise CheckpointError(
+                f"{directory} was trained on '{about.base}' with code that comes with it. Such code runs only if you "
+                "ask for it: trust_remote_code=True, or --trust-remote-code on the command line."
+            )
+        base = load_base(about.base, about.revision, about.dtype, trust_remote_code)
     if base.fingerprint != about.fingerprint:
         raise CheckpointError(
             f"{directory} was trained on base '{about.base}' (fingerprint {about.fingerprint}), but the base "
@@ -155,8 +183,7 @@ def read_about(directory: Path) -> SavedModel:
     version = data.get("version")
     if isinstance(version, int) and version > MODEL_FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, this tasklora reads up to {MODEL_FORMAT_VERSION}. "
-            "Upgrade tasklora."
+            f"{path} has format version {version}, this tasklora reads up to {MODEL_FORMAT_VERSION}. Upgrade tasklora."
         )
     return parse(SavedModel, data, str(path))
 
@@ -239,12 +266,3 @@ def _load_heads(model: MultiTaskModel, heads: Mapping[str, torch.Tensor], direct
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def copy_tree_whole(source: Path, target: Path) -> None:
-    """Copy a directory so that `target` is there complete or not at all."""
-    scratch = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(source, scratch)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)

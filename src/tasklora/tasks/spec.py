@@ -118,10 +118,12 @@ class Suite(Strict):
         """Return the tasks named in `include`, in that order; all for None.
 
         Raises:
-            ConfigError: on an unknown or repeated task.
+            ConfigError: on an unknown or repeated task, or if there is none.
         """
         if include is None:
             return dict(self.tasks)
+        if not include:
+            raise ConfigError(f"tasks.include names no task. Suite {self.reference} has: {listing(self.tasks)}.")
         for name in include:
             if name not in self.tasks:
                 raise ConfigError(

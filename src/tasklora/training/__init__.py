@@ -1,11 +1,11 @@
 """Training on several tasks at once: recipes, mixing, the trainer, and the run directory."""
 
+from tasklora.errors import InterruptedRun
+from tasklora.training.directory import RunDirectory
 from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
 from tasklora.training.recipe import Recipe, load_recipe
 from tasklora.training.run import (
-    InterruptedRun,
     Prepared,
-    RunDirectory,
     count_recipe_parameters,
     load_recipe_data,
     prepare,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,8 +79,14 @@ class JsonLog(TrainerCallback):
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero:
+            record = {key: _plain(value) for key, value in (logs or {}).items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return None for NaN and infinity, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -117,15 +124,14 @@ class StopOnInterrupt(TrainerCallback):
         """Save and stop."""
         if self.interrupted:
             control.should_save = True
-            control.should_evaluate = False
             control.should_training_stop = True
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Do not evaluate or save again on the way out."""
-        if self.interrupted and control.should_training_stop:
+        """Do not evaluate or save again on the way out, unless the epoch is complete: its evaluation is due then."""
+        if self.interrupted and not float(state.epoch or 0).is_integer():
             control.should_save = False
             control.should_evaluate = False
         return control

@@ -1,14 +1,9 @@
-"""A run: from a recipe to a directory that holds everything about it.
-
-RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
-"""
+"""A run: from a recipe to a directory that holds everything about it (see :class:`RunDirectory`)."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -23,7 +18,16 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tasklora.errors import CheckpointError, ConfigError, OutputError, TaskLoraError, did_you_mean
+from tasklora.errors import (
+    CheckpointError,
+    ConfigError,
+    InterruptedRun,
+    OutputError,
+    TaskLoraError,
+    UnsupportedError,
+    did_you_mean,
+    first_line,
+)
 from tasklora.evaluation import (
     ParameterCounts,
     RunResults,
@@ -47,23 +51,15 @@ from tasklora.tasks import (
     load_skeleton,
     load_tasks,
     load_weights,
-    read_yaml,
     save_model,
 )
-from tasklora.tasks.strict import parse
 from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
+from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
 from tasklora.training.trainer import MultiTaskTrainer
-from tasklora.tuner import find_context, get_method
+from tasklora.tuner import METHODS, find_context
 
-RECIPE_FILE = "recipe.resolved.yaml"
-MANIFEST_FILE = "manifest.json"
-RESULTS_FILE = "results.json"
-LOG_FILE = "log.jsonl"
-
-
-class InterruptedRun(TaskLoraError):
-    """Training was interrupted; the run can be resumed."""
+PLAIN_LORA = "lora"
 
 
 @dataclass(frozen=True)
@@ -88,14 +84,21 @@ def adapter_config(recipe: Recipe, tasks: list[str], base: nn.Module) -> PeftCon
     if isinstance(getattr(getattr(base, "pooler", None), "dense", None), nn.Linear):
         # The heads pool token vectors themselves; an adapted pooler would train nothing and cost parameters.
         options.setdefault("exclude_modules", ["pooler.dense"])
-    if recipe.method.name != "lora":
-        return get_method(recipe.method.name).config_cls(tasks=tasks, **options)
-    try:
+    name = recipe.method.name
+    if name == PLAIN_LORA:
+        valid = LoraConfig.__dataclass_fields__
+        for key in options:
+            if key not in valid:
+                raise ConfigError(
+                    f"method '{name}' (PEFT's LoraConfig) has no option '{key}'.{did_you_mean(key, valid)}"
+                )
         return LoraConfig(**options)
-    except TypeError as error:
-        unknown = [key for key in options if key not in LoraConfig.__dataclass_fields__]
-        hints = "".join(did_you_mean(key, LoraConfig.__dataclass_fields__) for key in unknown)
-        raise ConfigError(f"method 'lora' (PEFT's LoraConfig): {error}.{hints}") from None
+    if name not in METHODS:
+        names = [*METHODS, PLAIN_LORA]
+        raise ConfigError(f"unknown method '{name}'.{did_you_mean(name, names)} Methods: {', '.join(names)}.")
+    if "tasks" in options:
+        raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
+    return METHODS[name].config_cls(tasks=tasks, **options)
 
 
 def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
@@ -104,6 +107,10 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
     Args:
         recipe: the recipe.
         base: a base that is loaded already (it is taken over); None loads the recipe's.
+
+    Raises:
+        CheckpointError: if the base cannot be loaded.
+        ConfigError: if the method or its options cannot be used on it.
     """
     specs = recipe.task_specs()
     section = recipe.model
@@ -122,7 +129,14 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         pair_encodings=recipe.pair_encodings(),
     )
     set_seed(recipe.training.seed)
-    encoder = get_peft_model(config_model.model, adapter_config(recipe, list(specs), config_model.model))
+    try:
+        encoder = get_peft_model(config_model.model, adapter_config(recipe, list(specs), config_model.model))
+    except TaskLoraError:
+        raise
+    except (TypeError, ValueError) as error:  # how PEFT says that a value or a target module cannot be used
+        raise ConfigError(
+            f"method '{recipe.method.name}' with {recipe.method.options} on '{section.name}': {first_line(error)}"
+        ) from error
     return Prepared(about.model_around(encoder), about, config_model)
 
 
@@ -143,102 +157,6 @@ def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec]) -> TaskData:
         recipe.tasks.limits,
         recipe.training.seed,
     )
-
-
-class RunDirectory:
-    """The directory of one run.
-
-    Args:
-        path: where it is.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.best = self.path / "best"
-        self.final = self.path / "final"
-        self.results = self.path / RESULTS_FILE
-        self.log = self.path / LOG_FILE
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the directory holds a run."""
-        return (self.path / MANIFEST_FILE).is_file()
-
-    def check_free(self, overwrite: bool) -> None:
-        """Raise OutputError if the directory holds something that `overwrite` does not allow to replace.
-
-        Only a run of tasklora is ever replaced.
-        """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
-        if not self.is_run:
-            raise OutputError(
-                f"the output directory {self.path} is not empty and holds no tasklora run, so it is not replaced. "
-                "Choose another (--output)."
-            )
-        if not overwrite:
-            raise OutputError(
-                f"the output directory {self.path} holds a run already. Choose another (--output), go on with it "
-                "(--resume), or replace it with --overwrite."
-            )
-
-    def create(self, recipe: Recipe, command: str, overwrite: bool) -> None:
-        """Make the directory and write what is known before training.
-
-        Raises:
-            OutputError: if it cannot be written, or holds something; see :meth:`check_free`.
-        """
-        self.check_free(overwrite)
-        if self.is_run:
-            shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_text_whole(self.path / RECIPE_FILE, recipe.to_yaml())
-            write_text_whole(self.path / MANIFEST_FILE, json.dumps(_manifest(recipe, command), indent=2) + "\n")
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
-            ) from None
-
-    def recipe(self) -> Recipe:
-        """Return the recipe of the run.
-
-        Raises:
-            CheckpointError: if this is no run.
-        """
-        path = self.path / RECIPE_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).")
-        return parse(Recipe, read_yaml(path), str(path))
-
-    def latest_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint that was written completely; None if there is none.
-
-        The Trainer writes ``trainer_state.json`` last, so a checkpoint that has a readable one is complete.
-        """
-        found = []
-        for folder in self.checkpoints.glob("checkpoint-*"):
-            try:
-                state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            except (OSError, json.JSONDecodeError):
-                continue
-            found.append((int(state["global_step"]), folder))
-        return max(found)[1] if found else None
-
-    def model(self) -> Path:
-        """Return the directory of the model that the run kept.
-
-        Raises:
-            CheckpointError: if the run has not finished.
-        """
-        if not self.is_run:
-            raise CheckpointError(f"{self.path} is neither a run directory nor a saved model.")
-        if not (self.best / "tasklora.json").is_file():
-            raise CheckpointError(
-                f"{self.path} has no finished model (no {self.best.name}/). Finish it with `tasklora train --resume`."
-            )
-        return self.best
 
 
 def train_recipe(
@@ -269,28 +187,39 @@ def train_recipe(
 
     Raises:
         OutputError: if the directory cannot be used.
+        CheckpointError: if a run to resume no longer has its rows, base or tasks.
+        UnsupportedError: in a group of processes.
         NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
         InterruptedRun: on Ctrl-C; the run can be resumed.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UnsupportedError("a run is made by one process: start `tasklora train` without torchrun or accelerate.")
     console = console or Console(quiet=True)
     command = command or shlex.join(["tasklora", *sys.argv[1:]])
+    commit = source_commit()  # now: the source may change while the run goes on
     run = RunDirectory(output)
     checkpoint = None
     if resume:
         recipe = run.recipe()
         if run.results.is_file():
             raise OutputError(f"{run.path} is finished already; there is nothing to resume.")
+        command = str(run.manifest()["command"])
         checkpoint = run.latest_checkpoint()
     else:
         run.check_free(overwrite)
     specs = recipe.task_specs()
     data = load_recipe_data(recipe, specs)  # before anything is written: bad data leaves no half-made run
     prepared = prepare(recipe)
-    if not resume:
-        run.create(recipe, command, overwrite)
     model, about = prepared.model, prepared.about
     for name, rows in data.split("train").items():
         model.heads[name].fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())  # type: ignore[operator, union-attr]
+    fingerprints = {name: rows.fingerprint() for name, rows in data.split("train").items()}
+    if not resume:
+        run.create(recipe, command, fingerprints, overwrite)
+    elif fingerprints != run.manifest()["training_rows"]:
+        raise CheckpointError(
+            f"the training rows are no longer those that {run.path} was begun with. Restore them, or start a new run."
+        )
     collator = about.collator(prepared.base.tokenizer)
     report_rows = data.split(recipe.tasks.report_on)
     untrained: dict[Any, SplitScores] = {}
@@ -330,7 +259,7 @@ def train_recipe(
             f"Go on with: tasklora train --resume {run.path}"
         )
     save_model(model, about, run.final)
-    best = _best_checkpoint(trainer)
+    best = _best_checkpoint(trainer, run)
     if best is not None:
         load_weights(model, best)
     save_model(model, about, run.best)
@@ -340,7 +269,7 @@ def train_recipe(
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
-        commit=source_commit(),
+        commit=commit,
         seed=recipe.training.seed,
         method=recipe.method.name,
         base=about.base,
@@ -385,13 +314,16 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         lr_scheduler_type=section.scheduler,
         max_grad_norm=section.max_grad_norm,
         bf16=section.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),  # else transformers refuses bfloat16 where there is only a CPU
         logging_steps=section.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="epoch" if by_epoch else "steps",
         save_strategy="epoch" if by_epoch else "steps",
         eval_steps=None if by_epoch else section.evaluate_every,
         save_steps=500 if by_epoch else section.evaluate_every,
-        save_total_limit=section.keep_checkpoints,
+        # With a limit of 1, transformers removes the newest checkpoint on the way out if it is not the best one: an
+        # interrupted run could not go on from there.
+        save_total_limit=max(section.keep_checkpoints, 2),
         metric_for_best_model="average",
         greater_is_better=True,
         restore_callback_states_from_checkpoint=True,
@@ -416,9 +348,10 @@ def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(patience)] if patience is not None else []
 
 
-def _best_checkpoint(trainer: MultiTaskTrainer) -> Path | None:
-    best = trainer.state.best_model_checkpoint
-    return Path(best) if best is not None and Path(best).is_dir() else None
+def _best_checkpoint(trainer: MultiTaskTrainer, run: RunDirectory) -> Path | None:
+    """Return the best checkpoint, found by its step: its recorded path is another one if the run was moved."""
+    best = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
+    return best if best.is_dir() else None
 
 
 def _seconds_so_far(run: RunDirectory) -> float:
@@ -426,17 +359,3 @@ def _seconds_so_far(run: RunDirectory) -> float:
         return float((run.path / ".seconds").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0.0
-
-
-def _manifest(recipe: Recipe, command: str) -> dict[str, Any]:
-    return {
-        "format": "tasklora/run",
-        "version": 1,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "commit": source_commit(),
-        "seed": recipe.training.seed,
-        "versions": package_versions(),
-        "machine": machine_description(),
-        "process": os.getpid(),
-    }

@@ -9,6 +9,8 @@ so batch 8 equals batch 2 accumulated 4 times.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
-from tasklora.errors import NonFiniteLossError, listing
-from tasklora.evaluation import SplitScores, score_tasks
-from tasklora.tasks import MultiTaskCollator, MultiTaskModel, SavedModel, TaskRows, load_weights, save_model
+from tasklora.errors import CheckpointError, NonFiniteLossError, UnsupportedError, listing
+from tasklora.evaluation import score_tasks
+from tasklora.tasks import MultiTaskCollator, MultiTaskModel, SavedModel, TaskRows, load_weights, read_about, save_model
 from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
 from tasklora.training.recipe import MixingSection
 from tasklora.updates import LowRankUpdate
+
+WHAT_TO_DO = (
+    "Training stopped before a checkpoint with it was written; earlier checkpoints are kept. Try a lower learning "
+    "rate, float32 precision, or look at those tasks' rows."
+)
 
 
 class MultiTaskTrainer(Trainer):
@@ -39,6 +46,9 @@ class MultiTaskTrainer(Trainer):
         loss_weights: task name → λ_t.
         group_by_length: put rows of similar length into the same batch, whatever their tasks: less padding.
         callbacks: further callbacks.
+
+    Raises:
+        UnsupportedError: under FSDP or DeepSpeed.
     """
 
     control: TrainerControl
@@ -57,8 +67,7 @@ class MultiTaskTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         mixing = mixing or MixingSection()
-        # Rows of one batch refer to each other (pairs), so torch's DataParallel must not scatter them; several devices
-        # train through torchrun or accelerate instead.
+        # Rows of one batch refer to each other (pairs), so torch's DataParallel must not scatter them.
         args._n_gpu = min(args.n_gpu, 1)
         args.remove_unused_columns = False
         mixed = MixedRows(train_rows)
@@ -70,6 +79,11 @@ class MultiTaskTrainer(Trainer):
             eval_dataset=mixed,  # a placeholder: `evaluate` scores `tune_rows` task by task
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UnsupportedError(
+                "MultiTaskTrainer does not save sharded models yet: train with plain processes (DDP), not FSDP or "
+                "DeepSpeed."
+            )
         # compute_loss divides by the rows of the whole step itself.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -83,7 +97,6 @@ class MultiTaskTrainer(Trainer):
         self._lambdas = torch.tensor([weights.get(name, 1.0) for name in model.task_names])
         self._loss_sums = torch.zeros(len(model.task_names))
         self._loss_rows = torch.zeros(len(model.task_names))
-        self.tune_history: list[tuple[int, SplitScores]] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixingSampler:
         mixed = train_dataset if train_dataset is not None else self.train_dataset
@@ -94,6 +107,15 @@ class MultiTaskTrainer(Trainer):
     def num_examples(self, dataloader: Any) -> int:
         """Return the rows of an epoch as drawn, which mixing may make differ from the rows there are."""
         return sum(self.rows_per_epoch.values())
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Return the batches of a step and the number of their rows over all processes.
+
+        The Trainer would count the labels that are not −100, which a regression may well have.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["task_ids"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(rows, "sum")
 
     def compute_loss(
         self,
@@ -124,8 +146,7 @@ class MultiTaskTrainer(Trainer):
         names = [self.about_tasks[task_id] for task_id in bad]
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {self.state.global_step + 1}, on rows of task(s) "
-            f"{listing(names)}. Training stopped before the step; the last good checkpoint is kept. "
-            "Try a lower learning rate, float32 precision, or look at those tasks' rows."
+            f"{listing(names)}. {WHAT_TO_DO}"
         )
 
     @property
@@ -153,11 +174,28 @@ class MultiTaskTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score every task on its tune rows; ``eval_average`` is the mean of the tasks' primary metrics."""
+        """Score every task on its tune rows; ``eval_average`` is the mean of the tasks' primary metrics.
+
+        Raises:
+            NonFiniteLossError: naming the tasks whose rows give NaN or infinity.
+        """
         model = self.accelerator.unwrap_model(self.model)
         scores = score_tasks(model, self.tune_rows, self.data_collator, self.args.per_device_eval_batch_size)  # type: ignore[arg-type]
-        self.tune_history.append((self.state.global_step, scores))
-        metrics = {f"{metric_key_prefix}_average": scores.average if scores.average is not None else float("-inf")}
+        bad = [name for name, task in scores.tasks.items() if not math.isfinite(task.loss)]
+        if bad:  # before the checkpoint of this step is written: it would not be a good one
+            raise NonFiniteLossError(
+                f"the loss on tune became NaN or infinite after step {self.state.global_step}, on rows of task(s) "
+                f"{listing(bad)}. {WHAT_TO_DO}"
+            )
+        # An average that lacks a task must not beat one that has it: a collapsed regression has no correlation.
+        average = float("-inf") if scores.undefined or scores.average is None else scores.average
+        if scores.undefined:
+            warnings.warn(
+                f"step {self.state.global_step}: the primary metric of {listing(scores.undefined)} is undefined on its "
+                "tune rows (constant predictions or labels); this step is not taken for the best.",
+                stacklevel=2,
+            )
+        metrics = {f"{metric_key_prefix}_average": average}
         for name, task in scores.tasks.items():
             metrics[f"{metric_key_prefix}_{name}_loss"] = task.loss
             for metric, value in task.metrics.items():
@@ -183,6 +221,20 @@ class MultiTaskTrainer(Trainer):
             save_model(self.accelerator.unwrap_model(self.model), self.about, output_dir or self.args.output_dir)  # type: ignore[arg-type]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load adapter and heads of a checkpoint."""
+        """Load adapter and heads of a checkpoint.
+
+        Raises:
+            CheckpointError: if it was made for another base, other tasks, or the same ones in another order (task ids
+                and the optimiser's state go by position).
+        """
+        saved = read_about(Path(resume_from_checkpoint))
+        changed = [key for key, value in self.about if getattr(saved, key) != value]
+        if list(saved.tasks) != list(self.about.tasks):
+            changed.append("the order of the tasks")
+        if changed:
+            raise CheckpointError(
+                f"{resume_from_checkpoint} does not belong to this run as it is now: {listing(changed)} changed since. "
+                "Restore what was there, or start a new run."
+            )
         target = model if model is not None else self.model
         load_weights(self.accelerator.unwrap_model(target), Path(resume_from_checkpoint))

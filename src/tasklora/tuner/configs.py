@@ -67,6 +67,12 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
 
     def __new__(cls, *_args: Any, **kwargs: Any) -> TaskLoraConfig:
         """Refuse unknown keys by name; the dataclass would only say 'unexpected keyword argument'."""
+        version = kwargs.get("version", FORMAT_VERSION)
+        if not isinstance(version, int) or version > FORMAT_VERSION:  # before its keys, which may be new ones
+            raise CheckpointError(
+                f"this adapter has format version {version!r}, but this tasklora reads up to {FORMAT_VERSION}. "
+                "Upgrade tasklora to load it."
+            )
         valid = [f.name for f in fields(cls)]
         for key in kwargs:
             if key not in valid:
@@ -78,11 +84,6 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"this adapter has format version {self.version}, but this tasklora reads up to {FORMAT_VERSION}. "
-                "Upgrade tasklora to load it."
-            )
         self.check()
         self.peft_type = peft_types.peft_type_of(type(self))
         self.tasks = check_task_names(self.tasks)

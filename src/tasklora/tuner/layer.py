@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from tasklora.errors import UnsupportedError
+from tasklora.errors import BrokenAdapterError, UnsupportedError
 from tasklora.updates import LowRankUpdate, TaskContext
 
 
@@ -77,7 +77,7 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             TaskIdsError: if no single task is current.
             UnsupportedError: if the base weight is quantised or the update depends on the token.
-            ValueError: if the update holds NaN or infinity.
+            BrokenAdapterError: if the update holds NaN or infinity.
         """
         weight = self.base_layer.weight
         if not weight.is_floating_point() or type(weight) is not nn.Parameter:
@@ -88,7 +88,9 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
         with torch.no_grad():
             factors = self._update_of(adapter).lora_factors(self.context.one_task(adapter))
         if not all(bool(torch.isfinite(factor).all()) for factor in factors):
-            raise ValueError(f"NaN or infinity in the merged weights: the adapter '{adapter}' seems to be broken.")
+            raise BrokenAdapterError(
+                f"NaN or infinity in the update of adapter '{adapter}': it is broken and is not merged."
+            )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add ΔW_t of the current single task to the base weight.
@@ -98,7 +100,7 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
         Raises:
             TaskIdsError: if no single task is current (see ``tasklora.merge_task``).
             UnsupportedError: if the base weight is quantised or the update depends on the token.
-            ValueError: if the update holds NaN or infinity, or `safe_merge` finds them in the merged weight.
+            BrokenAdapterError: if the update holds NaN or infinity, or `safe_merge` finds them in the merged weight.
         """
         weight = self.base_layer.weight
         for adapter in check_adapters_to_merge(self, adapter_names):
@@ -110,7 +112,7 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
                 delta = self._update_of(adapter).delta_weight(task)
                 merged = (weight.to(delta.dtype) + delta.to(weight.device)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaN or infinity in the merged weights: the adapter '{adapter}' seems to be broken.")
+                raise BrokenAdapterError(f"NaN or infinity in the weights merged with adapter '{adapter}'.")
             if self._base_before_merge is None:
                 self._base_before_merge = weight.data
             weight.data = merged
@@ -120,7 +122,8 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Restore the base weight that was there before merging."""
         if self._base_before_merge is not None:
-            self.base_layer.weight.data = self._base_before_merge
+            weight = self.base_layer.weight  # the model may have been moved or cast since merging
+            weight.data = self._base_before_merge.to(weight.device, weight.dtype)
             self._base_before_merge = None
         for adapter in self.merged_adapters:
             self.context.merged.pop(adapter, None)

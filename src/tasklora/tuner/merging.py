@@ -29,7 +29,7 @@ def merge_task(
     Raises:
         UnknownTaskError: if the adapter has no such task.
         UnsupportedError: if a base weight is quantised, or the method has no plain LoRA per task.
-        ValueError: if an update holds NaN or infinity.
+        BrokenAdapterError: if an update holds NaN or infinity.
     """
     with use_tasks(model, task, task_weights=task_weights):
         # All layers are checked before the first one is changed: a refusal leaves the model as it was.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
@@ -22,6 +23,7 @@ from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.model import context_of
 from tasklora.updates import with_row_factor
 
+CARD_HEADING = "## Loading this adapter"
 _PROMPTS = ("inputs", "input_ids", "inputs_embeds")
 
 TaskIds = Tensor | str | int | Sequence[str] | Sequence[int]
@@ -93,7 +95,13 @@ class TakesTaskIds:
     def forward(
         self, *args: Any, task_ids: TaskIds | None = None, task_weights: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Run the model with the given tasks, or with those of an enclosing ``use_tasks``."""
+        """Run the model with the given tasks, or with those of an enclosing ``use_tasks``.
+
+        Raises:
+            TaskIdsError: if the ids cannot be used; see ``use_tasks``.
+            UnsupportedError: for PEFT's ``adapter_names``; rows are told apart by tasks here.
+        """
+        _refuse_adapter_names(kwargs)
         if task_ids is None and task_weights is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         with use_tasks(self, task_ids, task_weights=task_weights):  # type: ignore[arg-type]
@@ -105,9 +113,11 @@ class TakesTaskIds:
         """Generate with the given tasks; ids are repeated for beams and return sequences as the rows are.
 
         Raises:
-            UnsupportedError: for per-token ids, which have no meaning for tokens not yet generated.
+            UnsupportedError: for per-token ids, which have no meaning for tokens not yet generated; and for PEFT's
+                ``adapter_names``.
             TaskIdsError: if the ids do not describe the prompts, one each (also when they would fit the beams' rows).
         """
+        _refuse_adapter_names(kwargs)
         context = context_of(self)  # type: ignore[arg-type]
         if task_ids is None and task_weights is None:
             assignments = dict(context.current)
@@ -135,6 +145,40 @@ class TakesTaskIds:
             return next((int(value) for value in values if value is not None), 1)
 
         return max(setting("num_beams"), setting("num_return_sequences"))
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Write PEFT's model card, and into it what a reader must know: tasks, what to install, how to load."""
+        super().create_or_update_model_card(output_dir)  # type: ignore[misc]
+        path = Path(output_dir) / "README.md"
+        text = path.read_text(encoding="utf-8")
+        if CARD_HEADING not in text:
+            config = self.active_peft_config  # type: ignore[attr-defined]
+            path.write_text(f"{text.rstrip()}\n\n{_card_section(config)}", encoding="utf-8")
+
+
+def _card_section(config: TaskLoraConfig) -> str:
+    base, tasks = config.base_model_name_or_path or "BASE", config.tasks
+    task_ids = f", task_ids={tasks[:2]!r}" if tasks else ""
+    return f"""{CARD_HEADING}
+
+A {config.peft_type.value} adapter of [tasklora](https://github.com/tasklora/tasklora) for the tasks
+{", ".join(f"`{name}`" for name in tasks) or "(none)"}. PEFT knows the method once tasklora is installed and imported:
+
+```python
+import tasklora
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "THIS_DIRECTORY")    # base_model: {base}
+output = model(**batch{task_ids})                                  # one task for each row
+```
+"""
+
+
+def _refuse_adapter_names(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("adapter_names") is not None:
+        raise UnsupportedError(
+            "adapter_names is for PEFT's LoRA; rows of several tasks go through one adapter here: pass task_ids."
+        )
 
 
 class TaskPeftModel(TakesTaskIds, PeftModel):

@@ -60,6 +60,7 @@ class TaskAssignment:
 
     def cached(self, key: object, make: Callable[[], object]) -> object:
         """Return ``make()``, computed once per forward for `key` (an order of rows, a copy on another device)."""
+        key = (key, torch.is_inference_mode_enabled())  # what was made in inference mode cannot serve training
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
@@ -220,6 +221,8 @@ class _Current(contextlib.AbstractContextManager[None]):
 class TaskContext:
     """The current task assignment of a model, shared by all its adapted layers.
 
+    It is one object with one current assignment: threads that share a model must take turns.
+
     Attributes:
         tasks: adapter name → its :class:`TaskNames`.
         current: adapter name → the assignment of the running forward; empty outside one.
@@ -278,7 +281,8 @@ class TaskContext:
                 return TaskAssignment(ids=torch.zeros((), dtype=torch.long, device=x.device))
             raise TaskIdsError(
                 f"adapter '{adapter}' has {len(names)} tasks ({listing(names.names)}) and was run without task ids: "
-                f"{HOW_TO_PASS_IDS}."
+                f"{HOW_TO_PASS_IDS}. (In the backward of a checkpointed forward: give torch.utils.checkpoint the "
+                "`context_fn` tasklora.context_of(model).checkpoint_contexts.)"
             )
         return assignment.for_input(x)
 

@@ -1,0 +1,166 @@
+"""The directory of a run.
+
+RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasklora.errors import CheckpointError, OutputError
+from tasklora.evaluation import machine_description, package_versions, source_commit, write_text_whole
+from tasklora.tasks import parse, read_safetensors, read_yaml
+from tasklora.training.recipe import Recipe
+
+RECIPE_FILE = "recipe.resolved.yaml"
+MANIFEST_FILE = "manifest.json"
+RESULTS_FILE = "results.json"
+LOG_FILE = "log.jsonl"
+RUN_FORMAT = "tasklora/run"
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.final = self.path / "final"
+        self.results = self.path / RESULTS_FILE
+        self.log = self.path / LOG_FILE
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the directory holds a run. Other programs write a manifest.json too, so the format counts."""
+        try:
+            manifest = json.loads((self.path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(manifest, dict) and manifest.get("format") == RUN_FORMAT
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise OutputError if the directory holds something that `overwrite` does not allow to replace.
+
+        Only a run of tasklora is ever replaced.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.is_run:
+            raise OutputError(
+                f"the output directory {self.path} is not empty and holds no tasklora run, so it is not replaced. "
+                "Choose another (--output)."
+            )
+        if not overwrite:
+            raise OutputError(
+                f"the output directory {self.path} holds a run already. Choose another (--output), go on with it "
+                "(--resume), or replace it with --overwrite."
+            )
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what was noted when the run was made.
+
+        Raises:
+            CheckpointError: if this is no run.
+        """
+        if not self.is_run:
+            raise CheckpointError(f"{self.path} is no run directory (no {MANIFEST_FILE} of a run).")
+        manifest: dict[str, Any] = json.loads((self.path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        return manifest
+
+    def create(self, recipe: Recipe, command: str, rows: dict[str, str], overwrite: bool) -> None:
+        """Make the directory and write what is known before training.
+
+        Args:
+            recipe: the recipe.
+            command: the command line.
+            rows: task → fingerprint of its training rows.
+            overwrite: replace a run that is there.
+
+        Raises:
+            OutputError: if it cannot be written, or holds something; see :meth:`check_free`.
+        """
+        self.check_free(overwrite)
+        try:
+            if self.is_run:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text_whole(self.path / RECIPE_FILE, recipe.to_yaml())
+            write_text_whole(self.path / MANIFEST_FILE, json.dumps(_manifest(recipe, command, rows), indent=2) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
+            ) from None
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the run.
+
+        Raises:
+            CheckpointError: if this is no run.
+        """
+        path = self.path / RECIPE_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).")
+        return parse(Recipe, read_yaml(path), str(path))
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint of which every file can be read; None if there is none."""
+        folders = sorted(self.checkpoints.glob("checkpoint-*"), key=_step_of, reverse=True)
+        return next((folder for folder in folders if _is_whole(folder)), None)
+
+    def model(self) -> Path:
+        """Return the directory of the model that the run kept.
+
+        Raises:
+            CheckpointError: if the run has not finished.
+        """
+        if not self.is_run:
+            raise CheckpointError(f"{self.path} is neither a run directory nor a saved model.")
+        if not (self.best / "tasklora.json").is_file():
+            raise CheckpointError(
+                f"{self.path} has no finished model (no {self.best.name}/). Finish it with `tasklora train --resume`."
+            )
+        return self.best
+
+
+def _step_of(checkpoint: Path) -> int:
+    step = checkpoint.name.rpartition("-")[2]
+    return int(step) if step.isdigit() else -1
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written completely; the Trainer writes ``trainer_state.json`` last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for file in checkpoint.glob("*.safetensors"):
+            read_safetensors(file)
+        for name in ("optimizer.pt", "scheduler.pt"):
+            torch.load(checkpoint / name, weights_only=True, map_location="cpu")
+    except (CheckpointError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return False
+    return True
+
+
+def _manifest(recipe: Recipe, command: str, rows: dict[str, str]) -> dict[str, Any]:
+    return {
+        "format": RUN_FORMAT,
+        "version": 1,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "commit": source_commit(),
+        "seed": recipe.training.seed,
+        "training_rows": rows,
+        "versions": package_versions(),
+        "machine": machine_description(),
+    }

@@ -1,0 +1,99 @@
+"""Merged export: a plain transformers model with the task's outputs, its head and a manifest beside it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer, BertModel
+
+import tasklora
+from helpers_runs import METHODS, TASKS, randomise, use_method
+from tasklora.errors import OutputError, UnknownTaskError
+from tasklora.export import export_merged, export_task
+from tasklora.tasks import sha256_of
+
+TEXTS = ["good cake", "it was a very dull and awful day", "a lamp"]
+
+
+@torch.no_grad()
+def hidden(model, tokenizer):
+    return model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).last_hidden_state
+
+
+def export(prepared, task, directory, **options):
+    return export_merged(prepared.model, prepared.about, task, directory, prepared.base.tokenizer, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_merged_model_is_a_plain_model_with_the_tasks_outputs(project, tmp_path, method, task):
+    prepared = project.prepare(use_method(method))
+    randomise(prepared.model, scale=0.1)
+    if method == "lora":
+        expected = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    else:
+        with tasklora.use_tasks(prepared.model.encoder, task):
+            expected = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    export(prepared, task, tmp_path / "out")
+    model, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model) is BertModel
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    base = AutoModel.from_pretrained(project.base)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in base.named_parameters()]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(hidden(model.eval(), tokenizer), expected, rtol=1e-5, atol=1e-5)
+    assert (hidden(base.eval(), tokenizer) - expected).abs().max() > 0.01
+
+
+def test_what_is_in_the_directory(project, tmp_path):
+    prepared = project.prepare()
+    head = prepared.model.heads["answer"].linear.weight.detach().clone()
+    export(prepared, "answer", tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "head.safetensors", "manifest.json", "tokenizer.json"} <= files
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) or name.startswith("adapter") for name in files)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["task"]) == ("merged", "answer")
+    assert manifest["files"] == {"model.safetensors": sha256_of(tmp_path / "out" / "model.safetensors")}
+    assert manifest["head"]["sha256"] == sha256_of(tmp_path / "out" / "head.safetensors")
+    assert torch.equal(load_file(tmp_path / "out" / "head.safetensors")["linear.weight"], head)
+
+
+def test_modules_trained_in_full_are_merged_too(project, tmp_path):
+    prepared = project.prepare("method.modules_to_save=[LayerNorm]")
+    with tasklora.use_tasks(prepared.model.encoder, "mood"):
+        expected = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    export(prepared, "mood", tmp_path / "out")
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(hidden(model, prepared.base.tokenizer), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_merged_model_replaces_a_lora_and_the_other_way_round(project, tmp_path):
+    """Files of the other kind must not stay: transformers would apply an adapter that lies beside a merged model."""
+    export_task(*_of(project.prepare()), "mood", tmp_path / "out")
+    lora = {path.name for path in (tmp_path / "out").iterdir()}
+    export(project.prepare(), "mood", tmp_path / "out", overwrite=True)
+    merged = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "adapter_model.safetensors" not in merged
+    export_task(*_of(project.prepare()), "mood", tmp_path / "out", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == lora
+
+
+def _of(prepared):
+    return prepared.model, prepared.about
+
+
+def test_refusals_leave_the_model_unmerged(project, tmp_path):
+    prepared = project.prepare()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    with tasklora.use_tasks(prepared.model.encoder, "mood"):
+        before = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    with pytest.raises(UnknownTaskError, match=r"unknown task 'moot'. Did you mean 'mood'\?"):
+        export(prepared, "moot", tmp_path / "out")
+    with pytest.raises(OutputError, match="is not empty"):
+        export(prepared, "mood", tmp_path / "full")
+    with tasklora.use_tasks(prepared.model.encoder, "mood"):
+        assert torch.equal(hidden(prepared.model.encoder, prepared.base.tokenizer), before)
+    assert not (tmp_path / "out").exists()

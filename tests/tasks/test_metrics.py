@@ -1,0 +1,65 @@
+"""Metrics equal their textbook formulas and the libraries' numbers, and are NaN where they are undefined."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasklora.tasks import METRICS, compute_metrics
+
+seeds = st.integers(0, 2**31)
+
+
+def one(name, labels, predictions):
+    return compute_metrics([name], np.asarray(labels, float), np.asarray(predictions, float))[name]
+
+
+@given(seed=seeds, rows=st.integers(2, 60))
+def test_metrics_of_two_classes(seed, rows):
+    generator = np.random.default_rng(seed)
+    labels, predictions = generator.integers(0, 2, (2, rows))
+    tp, tn = np.sum((labels == 1) & (predictions == 1)), np.sum((labels == 0) & (predictions == 0))
+    fp, fn = np.sum((labels == 0) & (predictions == 1)), np.sum((labels == 1) & (predictions == 0))
+    root = math.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    values = compute_metrics(["accuracy", "mcc", "f1"], labels.astype(float), predictions.astype(float))
+    assert values["accuracy"] == pytest.approx((tp + tn) / rows)
+    assert values["mcc"] == pytest.approx((tp * tn - fp * fn) / root if root else 0.0)
+    assert values["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0)
+
+
+@given(seed=seeds, rows=st.integers(2, 60), classes=st.integers(3, 6))
+def test_metrics_of_many_classes(seed, rows, classes):
+    labels, predictions = np.random.default_rng(seed).integers(0, classes, (2, rows))
+    assert one("accuracy", labels, predictions) == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
+    assert one("mcc", labels, predictions) == pytest.approx(sklearn.metrics.matthews_corrcoef(labels, predictions))
+    seen = np.union1d(labels, predictions)
+    of_each = [one("f1", labels == c, predictions == c) for c in seen]
+    assert one("f1_macro", labels, predictions) == pytest.approx(np.mean(of_each))
+
+
+@given(seed=seeds, rows=st.integers(3, 60))
+def test_metrics_of_numbers(seed, rows):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 6, rows) + np.where(np.arange(rows) == 0, 0.5, 0.0)  # with ties, never constant
+    predictions = generator.normal(size=rows)
+    assert one("pearson", labels, predictions) == pytest.approx(np.corrcoef(labels, predictions)[0, 1])
+    assert one("spearman", labels, predictions) == pytest.approx(scipy.stats.spearmanr(labels, predictions).statistic)
+    ranks = scipy.stats.rankdata(labels), scipy.stats.rankdata(predictions)
+    assert one("spearman", labels, predictions) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert one("rmse", labels, predictions) == pytest.approx(math.sqrt(np.mean((labels - predictions) ** 2)))
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+@pytest.mark.parametrize(
+    ("labels", "predictions"), [([1, 2, 3], [2, 2, 2]), ([1, 1, 1], [1, 2, 3]), ([1], [1])], ids=str
+)
+def test_a_correlation_with_a_constant_is_undefined(name, labels, predictions):
+    assert math.isnan(one(name, labels, predictions))
+
+
+def test_only_errors_are_better_when_lower():
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["rmse"]

@@ -1,0 +1,178 @@
+"""Recipes: every wrong key, value, override, task and method is refused with the nearest valid name."""
+
+import pytest
+import yaml
+
+from tasklora.errors import ConfigError, DataError, TaskLoraError
+from tasklora.training import count_recipe_parameters, load_recipe, prepare
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("modle={}", "unknown key 'modle'. Did you mean 'model'?"),
+        ("model.poling=mean", "unknown key 'model.poling'. Did you mean 'pooling'?"),
+        ("tasks.siute=glue", "unknown key 'tasks.siute'. Did you mean 'suite'?"),
+        (
+            "tasks.options.mood.loss_wieght=2",
+            "unknown key 'tasks.options.mood.loss_wieght'. Did you mean 'loss_weight'?",
+        ),
+        ("training.epoch=2", "unknown key 'training.epoch'. Did you mean 'epochs'?"),
+        ("training.mixing.strategi=equal", "unknown key 'training.mixing.strategi'. Did you mean 'strategy'?"),
+        ("output.dir=x", "unknown key 'output.dir'."),
+        ("training.lr=1", "Valid keys: epochs, max_steps, batch_size"),
+    ],
+)
+def test_unknown_keys(project, override, says):
+    with pytest.raises(ConfigError) as caught:
+        project.load(override)
+    assert says in str(caught.value)
+    assert str(project.recipe) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "given"),
+    [
+        ("training.epochs=many", "training.epochs", "'many'"),
+        ("training.epochs=0", "training.epochs", "0"),
+        ("training.batch_size=0", "training.batch_size", "0"),
+        ("training.batch_size=2.5", "training.batch_size", "2.5"),
+        ("training.learning_rate=-1", "training.learning_rate", "-1"),
+        ("training.scheduler=lineal", "training.scheduler", "'lineal'"),
+        ("training.precision=float8", "training.precision", "'float8'"),
+        ("training.evaluate_every=never", "training.evaluate_every", "'never'"),
+        ("training.mixing={strategy: random}", "training.mixing.strategy", "'random'"),
+        ("training.mixing={strategy: temperature, temperature: 0}", "training.mixing.temperature", "0"),
+        ("model.pooling=max", "model.pooling", "'max'"),
+        ("model.max_length=-1", "model.max_length", "-1"),
+        ("model.head_dropout=1.0", "model.head_dropout", "1.0"),
+        ("model.trust_remote_code=perhaps", "model.trust_remote_code", "'perhaps'"),
+        ("tasks.limits={train: 0}", "tasks.limits.train", "0"),
+        ("tasks.limits={trian: 5}", "tasks.limits.trian", "'trian'"),
+        ("tasks.include=mood", "tasks.include", "'mood'"),
+        ("tasks.options={mood: {loss_weight: 0}}", "tasks.options.mood.loss_weight", "0"),
+        ("tasks.report_on=train", "tasks.report_on", "'train'"),
+        ("tasks=glue", "tasks", "'glue'"),
+    ],
+)
+def test_wrong_values(project, override, key, given):
+    with pytest.raises(ConfigError) as caught:
+        project.load(override)
+    assert f"'{key}" in str(caught.value)
+    assert f"(got {given})" in str(caught.value)
+
+
+def test_capped_mixing_needs_its_cap(project):
+    with pytest.raises(ConfigError, match="mixing strategy 'capped' needs `cap`"):
+        project.load("training.mixing={strategy: capped}")
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "r.yaml").write_text("method: {r: 8}")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert all(f"'{key}' is missing" in str(caught.value) for key in ("model", "tasks", "method.name"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.epochs", "'training.epochs' is no override; write section.key=value"),
+        ("=3", "'=3' is no override"),
+        ("training.epochs.more=1", "'training.epochs.more' leads into a value that is no section"),
+        ("training.epochs=[1", "the value is not valid YAML"),
+    ],
+)
+def test_wrong_overrides(project, override, says):
+    with pytest.raises(ConfigError) as caught:
+        project.load(override)
+    assert says in str(caught.value)
+
+
+def test_overrides_are_yaml(project):
+    recipe = project.load("training.epochs=7", "tasks.limits={train: 5}", "tasks.include=[heat]", "method.r=2")
+    assert (recipe.training.epochs, recipe.tasks.limits, list(recipe.task_specs())) == (7, {"train": 5}, ["heat"])
+    assert recipe.method.options["r"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "says"),
+    [
+        (None, DataError, "no file"),
+        ("", ConfigError, "expected a mapping of keys to values"),
+        ("- 1", ConfigError, "expected a mapping of keys to values"),
+        ("model: {", ConfigError, "is not valid YAML"),
+        (b"\xff\xfe\x00", ConfigError, "is not valid YAML"),
+    ],
+)
+@pytest.mark.parametrize("overrides", [[], ["training.epochs=1"]])
+def test_files_that_are_no_recipe(tmp_path, content, error, says, overrides):
+    path = tmp_path / "r.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error) as caught:
+        load_recipe(path, overrides)
+    if not overrides or says != "expected a mapping of keys to values":
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("tasks.include=[mood, heet]", "has no task 'heet'. Did you mean 'heat'?"),
+        ("tasks.include=[mood, mood]", "task 'mood' is listed twice"),
+        ("tasks.include=[]", "tasks.include names no task"),
+        (
+            "tasks.options={moot: {loss_weight: 2}}",
+            "tasks.options names 'moot', which is no task of this recipe. Did you",
+        ),
+        ("tasks.options={heat: {class_weights: balanced}}", "class_weights apply to classification only"),
+        ("tasks.suite=glu", "unknown suite 'glu'. Did you mean 'glue'?"),
+    ],
+)
+def test_wrong_tasks(project, override, says):
+    with pytest.raises(ConfigError) as caught:
+        project.load(override)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("{name: mtl_lorra}", "unknown method 'mtl_lorra'. Did you mean 'mtl_lora'?"),
+        ("{name: loora}", "unknown method 'loora'. Did you mean 'lora'?"),
+        ("{name: mtl_lora, temprature: 1}", "has no option 'temprature'. Did you mean 'temperature'?"),
+        ("{name: per_task_lora, rank: 1}", "has no option 'rank'"),
+        ("{name: lora, lora_alfa: 1}", "has no option 'lora_alfa'. Did you mean 'lora_alpha'?"),
+        ("{name: mtl_lora, tasks: [a]}", "method.tasks"),
+        ("{name: mtl_lora, r: 0}", "r must be a positive integer, got 0"),
+        ("{name: mtl_lora, r: eight}", "r must be a positive integer, got 'eight'"),
+        ("{name: mtl_lora, temperature: 0}", "temperature must be positive, got 0"),
+        ("{name: mtl_lora, task_matrix: ful}", "task_matrix must be one of"),
+        ("{name: lora, r: 0}", "r"),
+        ("{name: mtl_lora, target_modules: [qwery]}", "qwery"),
+        ("{name: lora, target_modules: [qwery]}", "qwery"),
+    ],
+)
+@pytest.mark.parametrize("use", [prepare, count_recipe_parameters])
+def test_wrong_methods(project, method, says, use):
+    recipe = project.load(f"method={method}")
+    with pytest.raises(TaskLoraError) as caught:
+        use(recipe)
+    assert says in str(caught.value)
+
+
+def test_the_resolved_recipe_reads_as_the_same_recipe(project, tmp_path):
+    recipe = project.load("tasks.options={answer: {class_weights: none, loss_weight: 3}}", "training.evaluate_every=5")
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+    assert yaml.safe_load(recipe.to_yaml())["training"]["weight_decay"] == 0.0  # defaults are written out
+
+
+def test_options_change_the_tasks(project):
+    recipe = project.load(
+        "tasks.options={answer: {class_weights: none, loss_weight: 3}, heat: {pair_encoding: separate}}"
+    )
+    assert recipe.task_specs()["answer"].class_weights == "none"
+    assert recipe.loss_weights() == {"mood": 1.0, "answer": 3.0, "heat": 1.0}
+    assert recipe.pair_encodings() == {"mood": "joint", "answer": "joint", "heat": "separate"}
