@@ -73,7 +73,7 @@ def test_evaluate(cli, trained, arguments, says):
     ("arguments", "says"),
     [
         (["nowhere", "-t", "mood", "text"], "nowhere is neither a run directory nor a saved model"),
-        (["RUN", "text"], "no task given: use --task NAME. This run has: mood, answer, heat."),
+        (["RUN", "text"], " has: mood, answer, heat."),
         (["RUN", "-t", "moot", "text"], "unknown task 'moot'. Did you mean 'mood'?"),
         (["RUN", "-t", "mood"], "give texts to predict, or --file FILE"),
         (["RUN", "-t", "mood", "text", "--file", "good.txt"], "give texts to predict, or --file FILE"),
