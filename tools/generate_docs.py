@@ -25,11 +25,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
-def methods() -> str:
-    """Return the table of methods."""
-    return methods_markdown()
-
-
 def cli() -> str:
     """Return every command with its arguments and options."""
     group: Any = typer.main.get_command(app)
@@ -154,7 +149,7 @@ def _score(value: float | None) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "methods": methods,
+    "methods": methods_markdown,
     "cli": cli,
     "recipes": recipe_keys,
     "glue": glue,

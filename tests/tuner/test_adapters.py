@@ -24,7 +24,6 @@ from helpers_models import (
     tiny_llama,
 )
 from tasklora.errors import ConfigError, UnknownTaskError, UnsupportedError
-from tasklora.tuner import METHODS, get_method
 
 every_adapter = pytest.mark.parametrize("case", ADAPTERS, ids=lambda case: case.id)
 
@@ -260,9 +259,3 @@ def test_bad_configs(options, message):
 def test_the_base_config_is_no_method():
     with pytest.raises(TypeError, match=r"TaskLoraConfig is not a registered method; use one of.*MTLLoraConfig"):
         tasklora.TaskLoraConfig(tasks=["a"])
-
-
-def test_get_method():
-    assert get_method("mtl_lora") is METHODS["mtl_lora"]
-    with pytest.raises(ConfigError, match=r"unknown method 'mtl_lra'. Did you mean 'mtl_lora'\?"):
-        get_method("mtl_lra")

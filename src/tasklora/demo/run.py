@@ -82,8 +82,9 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
     )
     console.print(_sentences(prepared.model, prepared.about.collator(prepared.base.tokenizer)))
     _prove_export(console, RunDirectory(output), weights)
+    program = sys.argv[0] if Path(sys.argv[0]).name == "tasklora" else "tasklora"
     console.print(
-        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]tasklora predict {output} --task sentiment "
+        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]{program} predict {output} --task sentiment "
         f'"Not what I hoped for."[/bold]\n[dim]{time.perf_counter() - started:.0f} s in all.[/dim]',
         highlight=False,
     )

@@ -5,7 +5,7 @@ from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.merging import merge_task
 from tasklora.tuner.model import TaskLoraModel, context_of, find_context
 from tasklora.tuner.peft_types import register_method
-from tasklora.tuner.registry import METHODS, Method, get_method, method_of
+from tasklora.tuner.registry import METHODS, Method, method_of
 from tasklora.tuner.wrappers import TaskPeftModel, active_adapters, register_wrappers, use_tasks
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "active_adapters",
     "context_of",
     "find_context",
-    "get_method",
     "merge_task",
     "method_of",
     "register",

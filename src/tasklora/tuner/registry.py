@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tasklora.errors import ConfigError, did_you_mean
+from tasklora.errors import ConfigError
 from tasklora.tuner.configs import MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
 from tasklora.updates import LowRankUpdate, MTLLora, PerTaskLora
 
@@ -56,20 +56,6 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
-
-
-def get_method(name: str) -> Method:
-    """Return a method by name.
-
-    Raises:
-        ConfigError: if there is none of that name; the nearest is named.
-    """
-    if name not in METHODS:
-        raise ConfigError(
-            f"unknown method '{name}'.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}; in a recipe "
-            "also 'lora', PEFT's own, one for all tasks."
-        )
-    return METHODS[name]
 
 
 def method_of(config: Any) -> Method:

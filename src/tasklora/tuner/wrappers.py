@@ -161,7 +161,7 @@ def _card_section(config: TaskLoraConfig) -> str:
     task_ids = f", task_ids={tasks[:2]!r}" if tasks else ""
     return f"""{CARD_HEADING}
 
-A {config.peft_type.value} adapter of [tasklora](https://github.com/tasklora/tasklora) for the tasks
+A {config.peft_type.value} adapter of tasklora, a PEFT extension for multi-task low-rank adaptation, for the tasks
 {", ".join(f"`{name}`" for name in tasks) or "(none)"}. PEFT knows the method once tasklora is installed and imported:
 
 ```python
