@@ -43,6 +43,7 @@ docs-check: $(STAMP)
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@echo "installing into $(VENV): a few minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install -q "$(TORCH)")
 	$(BIN)/python -m pip install -q -e ".[dev]"
