@@ -84,8 +84,8 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
     _prove_export(console, RunDirectory(output), weights)
     program = sys.argv[0] if Path(sys.argv[0]).name == "tasklora" else "tasklora"
     console.print(
-        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]{program} predict {output} --task sentiment "
-        f'"Not what I hoped for."[/bold]\n[dim]{time.perf_counter() - started:.0f} s in all.[/dim]',
+        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]{program} predict {output} --task question_type "
+        f'"Your own question?"[/bold]\n[dim]{time.perf_counter() - started:.0f} s in all.[/dim]',
         highlight=False,
     )
 
