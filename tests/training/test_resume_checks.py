@@ -1,8 +1,10 @@
 """A run is resumed only as what it was: same rows, tasks, base and command; damaged checkpoints are passed over."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from helpers_runs import Project
 from tasklora.errors import CheckpointError, InterruptedRun, UnsupportedError
@@ -29,7 +31,9 @@ def interrupted(project: Project, tmp_path, monkeypatch):
 
 
 def test_the_results_keep_the_command_that_began_the_run(interrupted):
-    results, _ = train_recipe(RunDirectory(interrupted).recipe(), interrupted, resume=True)
+    console = Console(record=True, file=io.StringIO(), width=200)
+    results, _ = train_recipe(RunDirectory(interrupted).recipe(), interrupted, resume=True, console=console)
+    assert "from checkpoint-6" in console.export_text()
     assert results.command == "as begun"
     assert results.training.steps == 9
 

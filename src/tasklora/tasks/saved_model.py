@@ -79,9 +79,10 @@ class SavedModel(Strict):
 
 
 def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) -> None:
-    """Write the model into `directory`: whole or not at all.
+    """Write the model into `directory`, every file of it whole.
 
-    The files are written beside it and moved into place, so an interrupt leaves either the old or the new ones.
+    The files are written beside it and then moved into place one by one, ``tasklora.json`` last: a new directory that
+    has it is complete, and one without it is refused when loading.
 
     Args:
         model: the model.
@@ -94,7 +95,7 @@ def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) 
         model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
         save_file(_contiguous(model.heads.state_dict()), Path(scratch) / HEADS_FILE, metadata={"format": "pt"})
         (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
-        for file in sorted(Path(scratch).iterdir()):
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == MODEL_FILE, file.name)):
             share_mode(file)
             os.replace(file, directory / file.name)
 

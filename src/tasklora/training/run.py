@@ -205,6 +205,8 @@ def train_recipe(
             raise OutputError(f"{run.path} is finished already; there is nothing to resume.")
         command = str(run.manifest()["command"])
         checkpoint = run.latest_checkpoint()
+        going_on = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no complete checkpoint"
+        console.print(f"resuming {run.path} {going_on}", highlight=False)
     else:
         run.check_free(overwrite)
     specs = recipe.task_specs()
