@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # is there; TORCH= (empty) lets pip choose here too.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-full test-lowest lint docs docs-check bench install clean
+.PHONY: demo test test-full test-lowest lint docs docs-check results-glue install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -39,6 +39,14 @@ docs: $(STAMP)
 
 docs-check: $(STAMP)
 	$(BIN)/python tools/generate_docs.py --check
+
+# What benchmarks/results/glue-comparison.json was made with; data/glue holds TASK/{train,tune,validation}.jsonl. Hours on
+# two cores; run again, it goes on where it was stopped.
+results-glue: $(STAMP)
+	$(BIN)/tasklora compare recipes/glue.yaml --data-root data/glue --output runs/glue-comparison \
+		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning --seeds 0,1,2 \
+		--search lr=1e-3,3e-3,1e-2 --search heads_only:lr=3e-3,1e-2,3e-2 --search full_fine_tuning:lr=5e-5,1.5e-4,5e-4 \
+		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, validation: 300}'
 
 install: $(STAMP)
 

@@ -89,6 +89,53 @@ def train(
 
 
 @app.command()
+def compare(
+    recipe: RecipePath,
+    methods: Annotated[
+        str, typer.Option(help="Names, separated by commas; `lora_matched` has the recipe's parameters.")
+    ],
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    search: Annotated[
+        list[str] | None,
+        typer.Option(help="A grid, e.g. lr=3e-4,1e-3, or METHOD:lr=… for one method. May be repeated."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The method that others are measured against; `lora`, else the first.")
+    ] = None,
+    data_root: DataRoot = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The comparison's directory: new, or one to go on with.")
+    ] = None,
+    overwrite: Overwrite = False,
+    set_: Overrides = None,
+) -> None:
+    """Compare methods on the same rows with the same search; run again to go on."""
+    import shlex
+    import sys
+
+    quiet_libraries()
+    from tasklora.cli.lists import names_of, seeds_of
+    from tasklora.report import comparison_table
+    from tasklora.training import compare_methods
+
+    plan = _recipe(recipe, set_, data_root)
+    directory = output or Path(plan.output.directory + "-comparison")
+    results = compare_methods(
+        plan,
+        directory,
+        names_of(methods),
+        seeds_of(seeds),
+        search=search or [],
+        baseline=baseline,
+        overwrite=overwrite,
+        command=shlex.join(["tasklora", *sys.argv[1:]]),
+        console=console,
+    )
+    console.print(comparison_table(results))
+    console.print(f"everything is in [bold]{directory}[/bold]: one run per method, setting and seed, and results.json")
+
+
+@app.command()
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, tune, validation or test.")] = "validation",

@@ -1,5 +1,17 @@
 """Scores, typed and versioned."""
 
+from tasklora.evaluation.comparison import (
+    CellResults,
+    ComparisonResults,
+    Estimate,
+    MethodResults,
+    Trial,
+    check_comparable,
+    compare_cells,
+    delta_m,
+)
+from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE, Diagnostics, diagnose, read_diagnostics, write_diagnostics
+from tasklora.evaluation.predictions import PREDICTIONS_FILE, ScoredRows, read_predictions, write_predictions
 from tasklora.evaluation.results import (
     ParameterCounts,
     RunResults,
@@ -12,21 +24,47 @@ from tasklora.evaluation.results import (
     source_commit,
     write_text_whole,
 )
-from tasklora.evaluation.runner import Prediction, count_parameters, predict_rows, score_tasks
+from tasklora.evaluation.runner import (
+    Prediction,
+    count_parameters,
+    predict_rows,
+    predict_tasks,
+    score_tasks,
+    scores_of,
+)
 
 __all__ = [
+    "DIAGNOSTICS_FILE",
+    "PREDICTIONS_FILE",
+    "CellResults",
+    "ComparisonResults",
+    "Diagnostics",
+    "Estimate",
+    "MethodResults",
     "ParameterCounts",
     "Prediction",
     "RunResults",
+    "ScoredRows",
     "SplitScores",
     "TaskScore",
     "TrainingSummary",
+    "Trial",
+    "check_comparable",
+    "compare_cells",
     "count_parameters",
+    "delta_m",
+    "diagnose",
     "machine_description",
     "package_versions",
     "peak_memory",
     "predict_rows",
+    "predict_tasks",
+    "read_diagnostics",
+    "read_predictions",
     "score_tasks",
+    "scores_of",
     "source_commit",
+    "write_diagnostics",
+    "write_predictions",
     "write_text_whole",
 ]

@@ -70,6 +70,49 @@ def predict_rows(
     return Prediction(values, np.stack(probabilities) if is_class else None, losses if has_labels else None)  # type: ignore[arg-type]
 
 
+def predict_tasks(
+    model: MultiTaskModel,
+    rows: Mapping[str, TaskRows],
+    collator: MultiTaskCollator,
+    batch_size: int = 64,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Prediction]:
+    """Predict the rows of every task of one split.
+
+    Args:
+        model: the model.
+        rows: task name → its rows.
+        collator: makes the batches.
+        batch_size: rows per batch.
+        progress: called with each task's name before its rows are predicted.
+    """
+    predictions = {}
+    for name, task_rows in rows.items():
+        if progress is not None:
+            progress(name)
+        predictions[name] = predict_rows(model, name, list(task_rows), collator, batch_size)
+    return predictions
+
+
+def scores_of(rows: Mapping[str, TaskRows], predictions: Mapping[str, Prediction]) -> SplitScores:
+    """Return the scores of the predictions of :func:`predict_tasks`."""
+    scores = {}
+    for name, prediction in predictions.items():
+        spec = rows[name].spec
+        assert prediction.losses is not None
+        metrics = compute_metrics(spec.metrics, rows[name].labels, prediction.values)
+        value = metrics[spec.primary]
+        signed = value if METRICS[spec.primary].higher_is_better else -value
+        scores[name] = TaskScore(
+            rows=len(rows[name]),
+            metrics=metrics,  # type: ignore[arg-type]
+            primary=spec.primary,
+            score=None if math.isnan(value) else signed,
+            loss=float(prediction.losses.mean()),
+        )
+    return SplitScores.of(scores)
+
+
 def score_tasks(
     model: MultiTaskModel,
     rows: Mapping[str, TaskRows],
@@ -77,33 +120,8 @@ def score_tasks(
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> SplitScores:
-    """Score every task of one split.
-
-    Args:
-        model: the model.
-        rows: task name → its rows.
-        collator: makes the batches.
-        batch_size: rows per batch.
-        progress: called with each task's name before it is scored.
-    """
-    scores = {}
-    for name, task_rows in rows.items():
-        if progress is not None:
-            progress(name)
-        spec = task_rows.spec
-        prediction = predict_rows(model, name, list(task_rows), collator, batch_size)
-        assert prediction.losses is not None
-        metrics = compute_metrics(spec.metrics, task_rows.labels, prediction.values)
-        value = metrics[spec.primary]
-        signed = value if METRICS[spec.primary].higher_is_better else -value
-        scores[name] = TaskScore(
-            rows=len(task_rows),
-            metrics=metrics,  # type: ignore[arg-type]
-            primary=spec.primary,
-            score=None if math.isnan(value) else signed,
-            loss=float(prediction.losses.mean()),
-        )
-    return SplitScores.of(scores)
+    """Score every task of one split; the arguments are those of :func:`predict_tasks`."""
+    return scores_of(rows, predict_tasks(model, rows, collator, batch_size, progress))
 
 
 def count_parameters(model: MultiTaskModel) -> ParameterCounts:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tasklora.errors import UnsupportedError
 from tasklora.evaluation import package_versions, write_text_whole
 from tasklora.export.lora import (
     ADAPTER_FILE,
@@ -50,9 +51,11 @@ def export_task(
 
     Raises:
         UnknownTaskError: if there is no such task.
+        UnsupportedError: if no adapter was trained.
         OutputError: if the directory holds something.
     """
     about.spec_of(task)
+    _check_adapter(about)
     if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks
         path = export_shared_lora(model.encoder, directory, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
     else:
@@ -93,6 +96,8 @@ def export_merged(
     merged: nn.Module
     if find_context(model.encoder) is not None:
         merged = merge_task(model.encoder, task)
+    elif about.encoder != "adapter":
+        merged = model.encoder  # nothing to merge: the encoder itself was trained, or left as it was
     else:
         merged = model.encoder.merge_and_unload()  # type: ignore[operator]
     clear_export(path)
@@ -101,6 +106,14 @@ def export_merged(
     files = {file.name: sha256_of(file) for file in sorted(path.glob("model*.safetensors"))}
     _write_beside(model, about, task, path, {"kind": "merged", "files": files})
     return path
+
+
+def _check_adapter(about: SavedModel) -> None:
+    if about.encoder != "adapter":
+        what = "all weights of the encoder" if about.encoder == "full" else "heads only"
+        raise UnsupportedError(
+            f"this run trained {what}: there is no adapter to export as LoRA. Export the model itself with --merged."
+        )
 
 
 def _write_beside(model: MultiTaskModel, about: SavedModel, task: str, path: Path, details: dict[str, Any]) -> None:

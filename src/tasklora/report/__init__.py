@@ -1,6 +1,7 @@
 """Showing what was measured: tables on the terminal and in the docs."""
 
 from tasklora.report.tables import (
+    comparison_table,
     method_records,
     method_table,
     methods_markdown,
@@ -10,6 +11,7 @@ from tasklora.report.tables import (
 )
 
 __all__ = [
+    "comparison_table",
     "method_records",
     "method_table",
     "methods_markdown",

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tasklora.evaluation import ParameterCounts, SplitScores
+from tasklora.evaluation import ComparisonResults, Estimate, ParameterCounts, SplitScores
 
 
 def number(value: float | None) -> str:
@@ -115,3 +115,53 @@ def methods_markdown() -> str:
     lines = ["| " + " | ".join(records[0]) + " |", "| " + " | ".join("---" for _ in records[0]) + " |"]
     lines += ["| " + " | ".join(_cell(value) for value in record.values()) + " |" for record in records]
     return "\n".join(lines) + "\n"
+
+
+def comparison_table(results: ComparisonResults) -> Table:
+    """Return a comparison: one column per method, one row per task, with spread over seeds and intervals."""
+    table = Table(
+        title=f"{results.suite} on {results.base}, {len(results.seeds)} seed(s): mean ± standard deviation",
+        title_justify="left",
+    )
+    table.add_column("task")
+    table.add_column("metric")
+    done = [method for method in results.methods if method.average is not None]
+    for method in done:
+        table.add_column(method.title, justify="right", overflow="fold")
+    for task, metric in results.metrics.items():
+        table.add_row(task, metric, *(estimate(method.tasks.get(task)) for method in done))
+    table.add_section()
+    table.add_row("average", "", *(estimate(method.average) for method in done), style="bold")
+    table.add_row("", "95 % interval", *(interval(method.average) for method in done))
+    table.add_row(
+        f"minus {results.baseline}", "95 % interval", *(interval(method.difference, sign=True) for method in done)
+    )
+    table.add_row("Δm", f"% against {results.baseline}", *(percent(method.delta_m) for method in done))
+    table.add_row(
+        "trainable", "parameters", *(f"{method.parameters.trainable:,}" for method in done if method.parameters)
+    )
+    notes = []
+    if results.guarded:
+        notes.append(f"left out of Δm, its baseline score is near zero: {', '.join(results.guarded)}")
+    notes += [f"{method.title} failed: {method.failures[0]}" for method in results.methods if method.failures]
+    table.caption = "\n".join(notes) or None
+    return table
+
+
+def estimate(value: Estimate | None) -> str:
+    """Return a mean with its spread over seeds."""
+    if value is None:
+        return "–"
+    return f"{value.mean:.3f}" + ("" if value.std is None else f" ± {value.std:.3f}")
+
+
+def interval(value: Estimate | None, sign: bool = False) -> str:
+    """Return an interval."""
+    if value is None:
+        return "–"
+    return f"[{value.low:+.3f}, {value.high:+.3f}]" if sign else f"[{value.low:.3f}, {value.high:.3f}]"
+
+
+def percent(value: Estimate | None) -> str:
+    """Return a Δm."""
+    return "–" if value is None else f"{value.mean:+.1f}"

@@ -3,6 +3,7 @@
 from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
 from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.data import TaskData, TaskRows, load_tasks
+from tasklora.tasks.methods import TRAINING_METHODS, TrainingMethod, training_method
 from tasklora.tasks.metrics import METRICS, compute_metrics
 from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput, TaskHead
 from tasklora.tasks.saved_model import (
@@ -20,6 +21,7 @@ from tasklora.tasks.strict import Strict, parse, read_yaml
 __all__ = [
     "METRICS",
     "MINILM",
+    "TRAINING_METHODS",
     "BaseModel",
     "MultiTaskCollator",
     "MultiTaskModel",
@@ -32,6 +34,7 @@ __all__ = [
     "TaskHead",
     "TaskRows",
     "TaskSpec",
+    "TrainingMethod",
     "compute_metrics",
     "load_base",
     "load_model",
@@ -48,4 +51,5 @@ __all__ = [
     "sha256_of",
     "share_mode",
     "shipped_suites",
+    "training_method",
 ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TUNE_FRACTION = 0.1
 TUNE_MAX_ROWS = 1000
+EVALUATION_SEED = 0
 
 
 class TaskRows(TorchDataset[dict[str, Any]]):
@@ -156,7 +157,8 @@ def load_tasks(
         specs: name → task.
         splits: which splits to load.
         data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None loads from the hub.
-        limits: split → number of rows per task, drawn by `seed`.
+        limits: split → number of rows per task. Rows of train and tune are drawn by `seed`; those of validation and
+            test are the same whatever the seed, so that runs of several seeds are scored on the same rows.
         seed: of the hold-out and the draw.
 
     Raises:
@@ -173,7 +175,8 @@ def load_tasks(
         loaded[name] = {}
         for split in splits:
             limit = (limits or {}).get(split)
-            loaded[name][split] = TaskRows(name, spec, _draw(raw[split], limit, seed), split)
+            draw_seed = seed if split in ("train", "tune") else EVALUATION_SEED
+            loaded[name][split] = TaskRows(name, spec, _draw(raw[split], limit, draw_seed), split)
     return TaskData(specs, loaded)
 
 

@@ -1,6 +1,7 @@
 """One directory holds a trained multi-task model: the adapter, the heads, and what they belong to.
 
-adapter_config.json, adapter_model.safetensors    PEFT's own files
+adapter_config.json, adapter_model.safetensors    PEFT's own files, where an adapter was trained
+encoder.safetensors                               all weights of the encoder, where all of them were trained
 heads.safetensors                                 every head's weights, label statistics and class weights
 tasklora.json                                     tasks, base, pooling; format and version
 """
@@ -17,6 +18,8 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_module
+from safetensors.torch import save_model as save_module
 
 from tasklora.errors import CheckpointError, TaskLoraError, UnknownTaskError, did_you_mean, first_line, listing
 from tasklora.tasks.base_model import BaseModel, load_base
@@ -27,15 +30,19 @@ from tasklora.tasks.strict import Strict, parse
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+ENCODER_FILE = "encoder.safetensors"
 MODEL_FILE = "tasklora.json"
 HEADS_FILE = "heads.safetensors"
 MODEL_FORMAT_VERSION = 1
+
+EncoderKind = Literal["adapter", "full", "frozen"]
 
 
 class SavedModel(Strict):
     """Content of ``tasklora.json``: all that is needed to rebuild the model around its weights.
 
     Attributes:
+        encoder: what was trained of the encoder: an adapter on it, all of it ("full"), or nothing ("frozen").
         base: public name or path of the base model.
         fingerprint: digest of the base's weights; see :func:`tasklora.tasks.base_model.fingerprint`.
         tasks: name → task, in the order of the ids.
@@ -44,6 +51,7 @@ class SavedModel(Strict):
 
     format: Literal["tasklora/model"] = "tasklora/model"
     version: int = MODEL_FORMAT_VERSION
+    encoder: EncoderKind = "adapter"
     base: str
     revision: str | None = None
     dtype: str = "float32"
@@ -92,7 +100,10 @@ def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
+        if about.encoder == "adapter":
+            model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
+        elif about.encoder == "full":
+            save_module(model.encoder, str(Path(scratch) / ENCODER_FILE), metadata={"format": "pt"})
         save_file(_contiguous(model.heads.state_dict()), Path(scratch) / HEADS_FILE, metadata={"format": "pt"})
         (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
         for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == MODEL_FILE, file.name)):
@@ -108,7 +119,7 @@ def share_mode(file: Path) -> None:
 
 
 def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
-    """Load adapter and heads saved by :func:`save_model` into a model of the same make.
+    """Load what :func:`save_model` wrote into a model of the same make.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another make.
@@ -116,10 +127,14 @@ def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
     from peft import set_peft_model_state_dict
 
     directory = Path(directory)
-    adapter = read_safetensors(directory / ADAPTER_FILE)
     heads = read_safetensors(directory / HEADS_FILE)
-    _check_adapter(model.encoder, adapter, directory)
-    set_peft_model_state_dict(model.encoder, adapter)
+    kind = read_about(directory).encoder
+    if kind == "adapter":
+        adapter = read_safetensors(directory / ADAPTER_FILE)
+        _check_adapter(model.encoder, adapter, directory)
+        set_peft_model_state_dict(model.encoder, adapter)
+    elif kind == "full":
+        _load_all_weights(model.encoder, directory)
     _load_heads(model, heads, directory)
 
 
@@ -159,8 +174,12 @@ def load_model(
             f"'{base.name}' has fingerprint {base.fingerprint}: another model, or other weights. Give it its own base."
         )
     heads = read_safetensors(directory / HEADS_FILE)
-    encoder = _load_encoder(base, directory)
-    adapter_tasks = getattr(encoder.active_peft_config, "tasks", None)
+    encoder = base.model
+    if about.encoder == "adapter":
+        encoder = _load_adapter(base, directory)
+    elif about.encoder == "full":
+        _load_all_weights(encoder, directory)
+    adapter_tasks = getattr(getattr(encoder, "active_peft_config", None), "tasks", None)
     if adapter_tasks and list(adapter_tasks) != list(about.tasks):
         raise CheckpointError(
             f"{directory}: the adapter knows the tasks [{listing(adapter_tasks)}], the heads "
@@ -216,7 +235,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _load_encoder(base: BaseModel, directory: Path) -> torch.nn.Module:
+def _load_adapter(base: BaseModel, directory: Path) -> torch.nn.Module:
     """Return the base with the adapter of `directory`.
 
     PEFT only warns where a file does not fit its own LoRA, so what was loaded is compared with what there is.
@@ -235,6 +254,15 @@ def _load_encoder(base: BaseModel, directory: Path) -> torch.nn.Module:
         ) from error
     _check_adapter(encoder, adapter, directory)
     return encoder
+
+
+def _load_all_weights(encoder: torch.nn.Module, directory: Path) -> None:
+    path = directory / ENCODER_FILE
+    read_safetensors(path)  # says which file is missing or damaged
+    try:
+        load_module(encoder, path)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the base: {first_line(error)}") from error
 
 
 def _check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Training on several tasks at once: recipes, mixing, the trainer, and the run directory."""
 
 from tasklora.errors import InterruptedRun
+from tasklora.training.comparison import ComparisonDirectory, compare_methods
 from tasklora.training.directory import RunDirectory
 from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
 from tasklora.training.recipe import Recipe, load_recipe
@@ -14,6 +15,7 @@ from tasklora.training.run import (
 from tasklora.training.trainer import MultiTaskTrainer
 
 __all__ = [
+    "ComparisonDirectory",
     "InterruptedRun",
     "MixedRows",
     "MultiTaskTrainer",
@@ -21,6 +23,7 @@ __all__ = [
     "Recipe",
     "RunDirectory",
     "TaskMixingSampler",
+    "compare_methods",
     "count_recipe_parameters",
     "load_recipe",
     "load_recipe_data",

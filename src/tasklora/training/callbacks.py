@@ -11,8 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def progress_display(console: Console) -> Progress:
+    """Return a display of bars with what they count, a note and the time that remains."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
 
 
 class ProgressBar(TrainerCallback):
@@ -20,27 +33,22 @@ class ProgressBar(TrainerCallback):
 
     Args:
         console: where to write.
+        progress: a display that goes on over several runs and gets the bar; it prints no lines. A new one by default.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.progress = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+    def __init__(self, console: Console, progress: Progress | None = None) -> None:
+        self.shared = progress is not None
+        self.progress = progress or progress_display(console)
+        self.bar: TaskID | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the bar, at the step a resumed run is at."""
-        self.bar = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, loss="")
+        self.bar = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, note="")
         self.progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar."""
+        assert self.bar is not None
         self.progress.update(self.bar, completed=state.global_step)
 
     def on_log(
@@ -48,9 +56,9 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         """Show the loss; print a line for an evaluation."""
         logs = logs or {}
-        if "loss" in logs:
-            self.progress.update(self.bar, loss=f"loss {logs['loss']:.3f}")
-        if "eval_average" in logs:
+        if "loss" in logs and self.bar is not None:
+            self.progress.update(self.bar, note=f"loss {logs['loss']:.3f}")
+        if "eval_average" in logs and not self.shared:
             self.progress.console.print(
                 f"step {state.global_step:>5}  average on tune [bold]{logs['eval_average']:.4f}[/bold]", highlight=False
             )
@@ -61,7 +69,11 @@ class ProgressBar(TrainerCallback):
 
     def stop(self) -> None:
         """Remove the bar, also after an error."""
-        self.progress.stop()
+        if not self.shared:
+            self.progress.stop()
+        elif self.bar is not None:
+            self.progress.remove_task(self.bar)
+        self.bar = None
 
 
 class JsonLog(TrainerCallback):

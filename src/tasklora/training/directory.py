@@ -1,6 +1,7 @@
 """The directory of a run.
 
 RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
+      predictions.jsonl  diagnostics.json
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import Any
 import torch
 
 from tasklora.errors import CheckpointError, OutputError
-from tasklora.evaluation import machine_description, package_versions, source_commit, write_text_whole
+from tasklora.evaluation import (
+    DIAGNOSTICS_FILE,
+    PREDICTIONS_FILE,
+    machine_description,
+    package_versions,
+    source_commit,
+    write_text_whole,
+)
 from tasklora.tasks import parse, read_safetensors, read_yaml
 from tasklora.training.recipe import Recipe
 
@@ -40,6 +48,8 @@ class RunDirectory:
         self.final = self.path / "final"
         self.results = self.path / RESULTS_FILE
         self.log = self.path / LOG_FILE
+        self.predictions = self.path / PREDICTIONS_FILE
+        self.diagnostics = self.path / DIAGNOSTICS_FILE
 
     @property
     def is_run(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +57,8 @@ class TasksSection(Strict):
         suite: ``name``, ``name@version`` or the path of a suite's YAML file.
         include: which tasks, in the order of their ids; all by default.
         data_root: folder with ``TASK/SPLIT.jsonl``; None loads from the hub.
-        limits: split → rows per task at most, drawn by the seed.
+        limits: split → rows per task at most; train and tune are drawn by the seed, those of validation and
+            test are the same for every seed.
         options: task → its options.
         report_on: the split whose scores are reported.
     """
@@ -214,10 +216,33 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return recipe
 
 
+def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with other values at some keys.
+
+    Args:
+        recipe: the recipe; it stays as it is.
+        settings: ``section.key`` → value.
+
+    Raises:
+        ConfigError: on an unknown key or a value of the wrong kind.
+    """
+    data = recipe.model_dump(mode="json")
+    for key, value in settings.items():
+        _put(data, key, value)
+    return parse(Recipe, data, "the recipe with " + ", ".join(f"{key}={value}" for key, value in settings.items()))
+
+
 def _apply(data: Any, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{override}' is no override; write section.key=value, e.g. training.epochs=2.")
+    try:
+        _put(data, key, yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{override}': the value is not valid YAML ({error}).") from None
+
+
+def _put(data: Any, key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
         if not isinstance(data, dict):
@@ -225,7 +250,4 @@ def _apply(data: Any, override: str) -> None:
         data = data.setdefault(part, {})
     if not isinstance(data, dict):
         raise ConfigError(f"'{key}' leads into a value that is no section.")
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{override}': the value is not valid YAML ({error}).") from None
+    data[last] = value

@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
 from rich.console import Console
-from torch import nn
+from rich.progress import Progress
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tasklora.errors import (
     CheckpointError,
-    ConfigError,
     InterruptedRun,
     OutputError,
-    TaskLoraError,
     UnsupportedError,
-    did_you_mean,
-    first_line,
 )
 from tasklora.evaluation import (
     ParameterCounts,
@@ -34,11 +29,16 @@ from tasklora.evaluation import (
     SplitScores,
     TrainingSummary,
     count_parameters,
+    diagnose,
     machine_description,
     package_versions,
     peak_memory,
+    predict_tasks,
     score_tasks,
+    scores_of,
     source_commit,
+    write_diagnostics,
+    write_predictions,
     write_text_whole,
 )
 from tasklora.tasks import (
@@ -52,14 +52,13 @@ from tasklora.tasks import (
     load_tasks,
     load_weights,
     save_model,
+    training_method,
 )
 from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
 from tasklora.training.trainer import MultiTaskTrainer
-from tasklora.tuner import METHODS, find_context
-
-PLAIN_LORA = "lora"
+from tasklora.tuner import find_context
 
 
 @dataclass(frozen=True)
@@ -69,36 +68,6 @@ class Prepared:
     model: MultiTaskModel
     about: SavedModel
     base: BaseModel
-
-
-def adapter_config(recipe: Recipe, tasks: list[str], base: nn.Module) -> PeftConfig:
-    """Return the PEFT config of a recipe's method.
-
-    ``lora``, one LoRA shared by all tasks, is PEFT's own; the rest are the family's.
-
-    Raises:
-        ConfigError: on an unknown method or option.
-    """
-    options = recipe.method.options
-    options.setdefault("target_modules", "all-linear")
-    if isinstance(getattr(getattr(base, "pooler", None), "dense", None), nn.Linear):
-        # The heads pool token vectors themselves; an adapted pooler would train nothing and cost parameters.
-        options.setdefault("exclude_modules", ["pooler.dense"])
-    name = recipe.method.name
-    if name == PLAIN_LORA:
-        valid = LoraConfig.__dataclass_fields__
-        for key in options:
-            if key not in valid:
-                raise ConfigError(
-                    f"method '{name}' (PEFT's LoraConfig) has no option '{key}'.{did_you_mean(key, valid)}"
-                )
-        return LoraConfig(**options)
-    if name not in METHODS:
-        names = [*METHODS, PLAIN_LORA]
-        raise ConfigError(f"unknown method '{name}'.{did_you_mean(name, names)} Methods: {', '.join(names)}.")
-    if "tasks" in options:
-        raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
-    return METHODS[name].config_cls(tasks=tasks, **options)
 
 
 def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
@@ -113,9 +82,12 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         ConfigError: if the method or its options cannot be used on it.
     """
     specs = recipe.task_specs()
+    method = training_method(recipe.method.name)
+    method.check(recipe.method.options)
     section = recipe.model
     config_model = base or load_base(section.name, section.revision, section.dtype, section.trust_remote_code)
     about = SavedModel(
+        encoder=method.encoder,
         base=section.name,
         revision=section.revision,
         dtype=section.dtype,
@@ -129,14 +101,7 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         pair_encodings=recipe.pair_encodings(),
     )
     set_seed(recipe.training.seed)
-    try:
-        encoder = get_peft_model(config_model.model, adapter_config(recipe, list(specs), config_model.model))
-    except TaskLoraError:
-        raise
-    except (TypeError, ValueError) as error:  # how PEFT says that a value or a target module cannot be used
-        raise ConfigError(
-            f"method '{recipe.method.name}' with {recipe.method.options} on '{section.name}': {first_line(error)}"
-        ) from error
+    encoder = method.adapt(config_model.model, list(specs), recipe.method.options)
     return Prepared(about.model_around(encoder), about, config_model)
 
 
@@ -169,6 +134,7 @@ def train_recipe(
     console: Console | None = None,
     score_untrained: bool = False,
     callbacks: list[TrainerCallback] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[RunResults, Prepared]:
     """Train a recipe into a run directory.
 
@@ -181,6 +147,7 @@ def train_recipe(
         console: where progress goes; a quiet one by default.
         score_untrained: score the report split before training too.
         callbacks: further Trainer callbacks.
+        progress: a display to show the steps on, where several runs share one.
 
     Returns:
         The results, as written to results.json, and the trained model.
@@ -231,7 +198,7 @@ def train_recipe(
 
     if recipe.training.gradient_checkpointing:
         _checkpoint_activations(model)
-    interrupt, bar = StopOnInterrupt(), ProgressBar(console)
+    interrupt, bar = StopOnInterrupt(), ProgressBar(console, progress)
     trainer = MultiTaskTrainer(
         model,
         about,
@@ -267,7 +234,10 @@ def train_recipe(
     save_model(model, about, run.best)
     console.print(f"scoring {recipe.tasks.report_on} …", highlight=False)
     started = time.perf_counter()
-    scores = score_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
+    predictions = predict_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
+    scores = scores_of(report_rows, predictions)
+    write_predictions(run.predictions, report_rows, predictions)
+    write_diagnostics(run.diagnostics, diagnose(model))
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,

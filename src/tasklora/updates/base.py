@@ -141,6 +141,10 @@ class LowRankUpdate(nn.Module, ABC):
             groups["per_task" if name in self.per_task_parameters else "shared"] += parameter.numel()
         return groups
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return what can be seen of the tasks in the trained parameters: name → tensor (T, …). By default nothing."""
+        return {}
+
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(model)``."""
         return f"in={self.in_features}, out={self.out_features}, r={self.r}, tasks={self.num_tasks}"

@@ -91,3 +91,16 @@ class MTLLora(CoreUpdate):
             task_matrix = torch.diag_embed(task_matrix)
         gates = self.gates(ids)[..., :, None, None]  # (…, n, 1, 1)
         return (gates * task_matrix[..., None, :, :]).flatten(-3, -2)  # (…, n, r, r) → (…, n·r, r)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Return how each task mixes the up-projections, and how far its Λ_t moved.
+
+        ``up_projection_weights`` (T, n): softmax(w_t / τ). ``task_matrix_change`` (T,): ‖Λ_t − I‖_F / √r, the length
+        of the change relative to that of the identity it began as.
+        """
+        identity = torch.ones(self.r) if self.diagonal else torch.eye(self.r)
+        change = (self.Lambda - identity.to(self.Lambda)).flatten(1).norm(dim=1) / math.sqrt(self.r)
+        return {
+            "up_projection_weights": self.gates(torch.arange(self.num_tasks, device=self.w.device)),
+            "task_matrix_change": change,
+        }

@@ -1,0 +1,439 @@
+"""Comparing methods: every method on the same rows, in the same order, with the same budget and the same search.
+
+COMPARISON/  comparison.json  METHOD-HASH/seed-K/ (each a run)  results.json  report.html
+
+A cell is one run: a method with one setting and one seed. Its folder is named by everything that decides its numbers,
+so a comparison that is run again skips the cells that are finished, whatever else was added to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tasklora.errors import (
+    CheckpointError,
+    ConfigError,
+    InterruptedRun,
+    NonFiniteLossError,
+    OutputError,
+    did_you_mean,
+)
+from tasklora.evaluation import (
+    CellResults,
+    ComparisonResults,
+    RunResults,
+    Trial,
+    compare_cells,
+    read_predictions,
+    source_commit,
+    write_text_whole,
+)
+from tasklora.tasks import TRAINING_METHODS, Strict, parse, training_method
+from tasklora.training.callbacks import progress_display
+from tasklora.training.directory import RESULTS_FILE, RunDirectory
+from tasklora.training.recipe import Recipe, changed
+from tasklora.training.run import count_recipe_parameters, load_recipe_data, train_recipe
+from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
+
+COMPARISON_FILE = "comparison.json"
+FAILED_FILE = "failed.json"
+MATCHED_LORA = "lora_matched"
+
+
+class Plan(Strict):
+    """Content of comparison.json: what is compared.
+
+    Attributes:
+        recipe: the recipe, whose method is the main one.
+        methods: names: those of recipes, and ``lora_matched``.
+        seeds: seeds; trials of a search run with the first one.
+        search: the grids, as given.
+        baseline: the method that the others are measured against.
+        training_rows: seed → task → fingerprint of the training rows.
+    """
+
+    format: Literal["tasklora/comparison"] = "tasklora/comparison"
+    version: Literal[1] = 1
+    created: str
+    command: str
+    commit: str | None
+    recipe: Recipe
+    methods: list[str]
+    seeds: list[int]
+    search: list[str]
+    baseline: str
+    training_rows: dict[int, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    method: str
+    settings: Settings
+    recipe: Recipe
+    run: RunDirectory
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.recipe.training.seed
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run could not be finished, and never will be; None otherwise."""
+        path = self.run.path / FAILED_FILE
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.failure is not None or (self.run.is_run and self.run.results.is_file())
+
+
+class ComparisonDirectory:
+    """The directory of a comparison.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.plan_file = self.path / COMPARISON_FILE
+        self.results = self.path / RESULTS_FILE
+
+    @property
+    def is_comparison(self) -> bool:
+        """Whether the directory holds a comparison."""
+        return self.plan_file.is_file()
+
+    def plan(self) -> Plan:
+        """Return what is compared.
+
+        Raises:
+            CheckpointError: if this is no comparison, or its plan is damaged.
+        """
+        try:
+            data = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path} is no comparison: {error}.") from None
+        return parse(Plan, data, str(self.plan_file))
+
+    def begin(self, plan: Plan, overwrite: bool) -> None:
+        """Write the plan; go on with the comparison that is there, if it is of the same recipe and rows.
+
+        Raises:
+            OutputError: if the directory holds something else.
+        """
+        if self.is_comparison and not overwrite:
+            before = self.plan()
+            if _without_place(before.recipe) != _without_place(plan.recipe):
+                raise OutputError(
+                    f"{self.path} holds a comparison of another recipe. Choose another --output, or replace it with "
+                    "--overwrite."
+                )
+            for seed, rows in plan.training_rows.items():
+                if before.training_rows.get(seed, rows) != rows:
+                    raise OutputError(
+                        f"the training rows of seed {seed} are no longer those that {self.path} was begun with. "
+                        "Restore them, or choose another --output."
+                    )
+            plan.training_rows = {**before.training_rows, **plan.training_rows}
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not self.is_comparison:
+                raise OutputError(
+                    f"the output directory {self.path} is not empty and holds no comparison, so it is not replaced. "
+                    "Choose another (--output)."
+                )
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text_whole(self.plan_file, plan.model_dump_json(indent=2) + "\n")
+
+    def cell(self, recipe: Recipe, method: str, settings: Settings, seed: int) -> Cell:
+        """Return the cell of a method's recipe with some settings and a seed."""
+        recipe = changed(recipe, {**settings, "training.seed": seed})
+        content = json.dumps(_without_place(recipe), sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        path = self.path / f"{method}-{digest}" / f"seed-{seed}"
+        recipe.output.directory = str(path)
+        return Cell(method, settings, recipe, RunDirectory(path))
+
+
+def _without_place(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides a recipe's numbers beside the seed: not where rows and output are, nor what it is called."""
+    data = recipe.model_dump(mode="json", exclude={"output", "description"})
+    del data["tasks"]["data_root"], data["training"]["seed"]
+    return data
+
+
+def known_contenders() -> list[str]:
+    """Return the names that can be compared."""
+    return [*TRAINING_METHODS, MATCHED_LORA]
+
+
+def title_of(method: str) -> str:
+    """Return a contender's name as in tables."""
+    return "LoRA, parameters matched" if method == MATCHED_LORA else training_method(method).title
+
+
+def contender(recipe: Recipe, method: str) -> Recipe:
+    """Return the recipe with another method in place of its own.
+
+    The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
+    method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
+
+    Raises:
+        ConfigError: on an unknown method, or if there is no rank to match.
+    """
+    if method not in known_contenders():
+        names = known_contenders()
+        raise ConfigError(f"unknown method '{method}'.{did_you_mean(method, names)} Methods: {', '.join(names)}.")
+    if method == recipe.method.name:
+        return recipe
+    other = training_method("lora" if method == MATCHED_LORA else method)
+    options = {key: value for key, value in recipe.method.options.items() if key in other.options}
+    data = recipe.model_dump(mode="json")
+    data["method"] = {"name": other.name, **options}
+    made = parse(Recipe, data, f"the recipe with {method}")
+    return _matched(recipe, made) if method == MATCHED_LORA else made
+
+
+def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
+    """Return `lora` at the rank whose number of low-rank parameters is nearest to that of `recipe`."""
+    options = recipe.method.options
+    if training_method(recipe.method.name).encoder != "adapter" or "rank_pattern" in options:
+        raise ConfigError(
+            f"'{MATCHED_LORA}' matches the parameters of the recipe's method, which must be an adapter of one rank; "
+            f"'{recipe.method.name}' with {options} is not."
+        )
+    wanted = _low_rank(recipe)
+    per_rank = _low_rank(changed(lora, {"method.r": 1}))
+    rank = max(1, round(wanted / per_rank))
+    scale = options.get("lora_alpha", 16) / options.get("r", 8)
+    return changed(lora, {"method.r": rank, "method.lora_alpha": scale * rank})
+
+
+def _low_rank(recipe: Recipe) -> int:
+    groups = count_recipe_parameters(recipe).groups
+    return groups["shared"] + groups["per_task"]
+
+
+def compare_methods(
+    recipe: Recipe,
+    output: str | Path,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    search: Sequence[str] = (),
+    baseline: str | None = None,
+    overwrite: bool = False,
+    command: str = "tasklora compare",
+    console: Console | None = None,
+) -> ComparisonResults:
+    """Run every cell of a comparison that is not finished, and summarise all of them.
+
+    With a search, every method first runs all its trials with the first seed; the trial with the best average on
+    ``tune`` is run with the other seeds too. What is reported are the scores on the recipe's report split.
+
+    Args:
+        recipe: the recipe; its method is the main one, whose options the others share.
+        output: the comparison's directory: new, empty, or a comparison of the same recipe to go on with.
+        methods: names of the methods.
+        seeds: seeds.
+        search: grids; see :func:`tasklora.training.search.parse_grid`.
+        baseline: the method that others are measured against: "lora" if it is among them, else the first one.
+        overwrite: begin anew in a directory that holds a comparison.
+        command: the command line to note.
+        console: where progress goes; a quiet one by default.
+
+    Raises:
+        ConfigError: on unknown methods, keys or baseline, or unequal searches.
+        DataError: if rows cannot be had.
+        OutputError: if the directory holds something else.
+        InterruptedRun: on Ctrl-C; call again to go on.
+    """
+    console = console or Console(quiet=True)
+    plan, contenders, trials = _plan(recipe, methods, seeds, search, baseline, command)
+    directory = ComparisonDirectory(output)
+    directory.begin(plan, overwrite)
+    trial_cells = {
+        method: [directory.cell(contenders[method], method, settings, seeds[0]) for settings in trials[method]]
+        for method in methods
+    }
+    total = sum(len(cells) for cells in trial_cells.values()) + len(methods) * (len(seeds) - 1)
+    chosen: dict[str, list[Cell]] = {}
+    with progress_display(console) as progress:
+        runner = _CellRunner(progress, total, command)
+        for method, cells in trial_cells.items():
+            for cell in cells:
+                runner.finish(cell)
+            best = max(cells, key=_tune_average)  # the first of equals
+            chosen[method] = [best]
+            if best.failure is None:
+                made = contenders[method]
+                chosen[method] += [directory.cell(made, method, best.settings, seed) for seed in seeds[1:]]
+            for cell in chosen[method][1:]:
+                runner.finish(cell)
+    return summarise(directory, plan, trial_cells, chosen)
+
+
+def _plan(
+    recipe: Recipe,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    search: Sequence[str],
+    baseline: str | None,
+    command: str,
+) -> tuple[Plan, dict[str, Recipe], dict[str, list[Settings]]]:
+    """Check everything that can be checked before anything is run."""
+    for what, values in (("method", methods), ("seed", seeds)):
+        if not values:
+            raise ConfigError(f"no {what} to compare: give at least one.")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"a {what} is named twice: {', '.join(map(str, values))}.")
+    contenders = {method: contender(recipe, method) for method in methods}
+    baseline = baseline or ("lora" if "lora" in methods else methods[0])
+    if baseline not in methods:
+        raise ConfigError(
+            f"the baseline '{baseline}' is not compared.{did_you_mean(baseline, methods)} Compared: "
+            f"{', '.join(methods)}."
+        )
+    grids = [parse_grid(text, methods) for text in search]
+    trials = {method: trials_of(method, grids) for method in methods}
+    check_same_effort(trials)
+    for method, made in contenders.items():
+        for settings in trials[method]:
+            tried = changed(made, settings)
+            training_method(tried.method.name).check(tried.method.options)
+        count_recipe_parameters(made)  # says what is wrong with the method's options on this base
+    rows = {}
+    for seed in seeds:
+        data = load_recipe_data(changed(recipe, {"training.seed": seed}), recipe.task_specs())
+        rows[seed] = {name: of_task.fingerprint() for name, of_task in data.split("train").items()}
+    plan = Plan(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        commit=source_commit(),
+        recipe=recipe,
+        methods=list(methods),
+        seeds=list(seeds),
+        search=list(search),
+        baseline=baseline,
+        training_rows=rows,
+    )
+    return plan, contenders, trials
+
+
+class _CellRunner:
+    """Runs cells under one progress display."""
+
+    def __init__(self, progress: Progress, total: int, command: str) -> None:
+        self.progress = progress
+        self.command = command
+        self.bar = progress.add_task("cells", total=total, note="")
+
+    def finish(self, cell: Cell) -> None:
+        """Run a cell unless it is finished; go on from its last checkpoint if there is one."""
+        name = f"{cell.method} seed {cell.seed}" + "".join(
+            f" {k.rpartition('.')[2]}={v}" for k, v in cell.settings.items()
+        )
+        if cell.is_finished:
+            said = "there already"
+        else:
+            self.progress.update(self.bar, note=name)
+            said = self._run(cell)
+        self.progress.console.print(f"{name}: {said}", highlight=False)
+        self.progress.advance(self.bar)
+
+    def _run(self, cell: Cell) -> str:
+        resume = cell.run.is_run and cell.run.latest_checkpoint() is not None
+        try:
+            results, _ = train_recipe(
+                cell.recipe,
+                cell.run.path,
+                overwrite=True,  # an unfinished cell without a checkpoint is begun again
+                resume=resume,
+                command=self.command,
+                progress=self.progress,
+            )
+        except NonFiniteLossError as error:
+            write_text_whole(cell.run.path / FAILED_FILE, json.dumps({"error": str(error)}) + "\n")
+            return f"[yellow]failed[/yellow]: {error}"
+        except InterruptedRun:
+            raise InterruptedRun("interrupted; finished runs are kept. The same command goes on.") from None
+        shutil.rmtree(cell.run.checkpoints, ignore_errors=True)  # a finished run needs none; many runs need the room
+        (scores,) = results.scores.values()
+        tune = results.training.best_tune_average
+        return (
+            f"average on tune {_number(tune)}, on {next(iter(results.scores))} [bold]{_number(scores.average)}[/bold] "
+            f"({results.training.seconds:.0f} s)"
+        )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _tune_average(cell: Cell) -> float:
+    if cell.failure is not None:
+        return float("-inf")
+    average = RunResults.read(cell.run.results).training.best_tune_average
+    return float("-inf") if average is None else average
+
+
+def summarise(
+    directory: ComparisonDirectory, plan: Plan, trials: dict[str, list[Cell]], chosen: dict[str, list[Cell]]
+) -> ComparisonResults:
+    """Compute and write the results of finished cells."""
+    cells = {
+        method: [
+            CellResults(RunResults.read(cell.run.results), read_predictions(cell.run.predictions))
+            for cell in of_method
+            if cell.failure is None
+        ]
+        for method, of_method in chosen.items()
+    }
+    failed = {method: [cell.failure for cell in of_method if cell.failure] for method, of_method in chosen.items()}
+    results = compare_cells(
+        cells,
+        titles={method: title_of(method) for method in chosen},
+        trials={
+            method: [_trial(cell, directory, chosen[method][0]) for cell in of_method]
+            for method, of_method in trials.items()
+        },
+        failures={method: messages for method, messages in failed.items() if messages},
+        runs={
+            method: [cell.run.path.relative_to(directory.path).as_posix() for cell in of_method if not cell.failure]
+            for method, of_method in chosen.items()
+        },
+        main=plan.recipe.method.name,
+        baseline=plan.baseline,
+        specs=plan.recipe.task_specs(),
+        command=plan.command,
+        search=plan.search,
+    )
+    results.write(directory.results)
+    return results
+
+
+def _trial(cell: Cell, directory: ComparisonDirectory, chosen: Cell) -> Trial:
+    average = _tune_average(cell)
+    return Trial(
+        settings=cell.settings,
+        seed=cell.seed,
+        run=cell.run.path.relative_to(directory.path).as_posix(),
+        tune_average=None if average == float("-inf") else average,
+        chosen=cell.run.path == chosen.run.path,
+        failed=cell.failure,
+    )

@@ -1,0 +1,124 @@
+"""Searches over a recipe's settings: the same number of trials for every method."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tasklora.errors import ConfigError, did_you_mean
+from tasklora.training.recipe import ModelSection, TrainingSection
+
+SHORT_NAMES = {
+    "lr": "training.learning_rate",
+    "weight_decay": "training.weight_decay",
+    "warmup": "training.warmup_ratio",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "head_dropout": "model.head_dropout",
+    "r": "method.r",
+    "alpha": "method.lora_alpha",
+    "dropout": "method.lora_dropout",
+}
+"""Short names of keys that are often searched; any key of training, model or method can be given in full."""
+
+# A search over these would compare runs that are not comparable, or change what is compared.
+_FIXED = {"training.seed", "training.report_to", "model.name", "method.name"}
+
+Settings = dict[str, Any]
+"""Recipe key → value."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values of one key, for every method or for one.
+
+    Attributes:
+        key: the recipe's key, in full.
+        values: what is tried.
+        method: the method that the grid is for; None for all.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    method: str | None = None
+
+
+def parse_grid(text: str, methods: Sequence[str]) -> Grid:
+    """Return the grid of ``KEY=VALUE,VALUE,…`` or ``METHOD:KEY=VALUE,…``.
+
+    Args:
+        text: what the user wrote.
+        methods: the methods that are compared.
+
+    Raises:
+        ConfigError: naming an unknown key or method, or a grid without values.
+    """
+    head, equals, tail = text.partition("=")
+    method, colon, key = head.rpartition(":")
+    values = tuple(_value(part) for part in tail.split(",") if part.strip())
+    if not equals or not values:
+        raise ConfigError(f"'{text}' is no search; write KEY=VALUE,VALUE,…, e.g. lr=3e-4,1e-3,3e-3.")
+    if colon and method not in methods:
+        raise ConfigError(
+            f"the search '{text}' is for '{method}', which is not compared.{did_you_mean(method, methods)} "
+            f"Compared: {', '.join(methods)}."
+        )
+    if len(set(values)) < len(values):
+        raise ConfigError(f"the search '{text}' names a value twice.")
+    return Grid(_full_key(key, text), values, method if colon else None)
+
+
+def trials_of(method: str, grids: Sequence[Grid]) -> list[Settings]:
+    """Return the settings that are tried for a method: the product of its grids; one trial without any.
+
+    A grid for the method itself stands in place of the one for all methods over the same key.
+    """
+    chosen = {grid.key: grid for grid in grids if grid.method is None}
+    chosen.update({grid.key: grid for grid in grids if grid.method == method})
+    return [
+        dict(zip(chosen, values, strict=True)) for values in itertools.product(*(g.values for g in chosen.values()))
+    ]
+
+
+def check_same_effort(trials: dict[str, list[Settings]]) -> None:
+    """Raise ConfigError unless every method is tried with the same number of settings."""
+    counts = {method: len(settings) for method, settings in trials.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{method} {count}" for method, count in counts.items())
+        raise ConfigError(
+            f"every method must be searched with the same effort, but the numbers of trials differ: {said}. "
+            "Give each method's own grid as many values as the others have."
+        )
+
+
+def _value(text: str) -> Any:
+    """Return a value as YAML reads it; 3e-4 is a number here, which YAML 1.1 takes for a text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return yaml.safe_load(text)
+    if not math.isfinite(number):
+        raise ConfigError(f"a search cannot try the value {text!r}.")
+    return int(number) if number.is_integer() and text.strip().lstrip("+-").isdigit() else number
+
+
+def _full_key(key: str, text: str) -> str:
+    full = SHORT_NAMES.get(key, key)
+    section, _, name = full.partition(".")
+    known: dict[str, Container[str]] = {
+        "training": TrainingSection.model_fields,
+        "model": ModelSection.model_fields,
+        "method": {name},  # the method itself says which options it has
+    }
+    if section not in known or name not in known[section] or full in _FIXED:
+        valid = [*SHORT_NAMES, *(f"training.{n}" for n in TrainingSection.model_fields), *SHORT_NAMES.values()]
+        raise ConfigError(
+            f"the search '{text}' is over '{key}', which cannot be searched.{did_you_mean(key, valid)} "
+            f"Short names: {', '.join(SHORT_NAMES)}; or any key of the recipe's sections training, model and method."
+        )
+    return full
