@@ -1,26 +1,36 @@
-"""Keeps the results of a finished run: ``python benchmarks/keep.py RUN NAME`` → benchmarks/results/NAME.json.
+"""Keeps the results of a finished run or comparison: ``python benchmarks/keep.py DIRECTORY NAME``.
 
-A result is kept only if it can be repeated: made at a known commit without local changes, by a command that names no
-place of one machine.
+They become benchmarks/results/NAME.json, and ``make docs`` writes the docs' tables and figures from there. A result is
+kept only if it can be repeated: made at one known commit without local changes, by a command that names no place of one
+machine.
 """
 
 import sys
 from pathlib import Path
 
 from tasklora.errors import TaskLoraError
-from tasklora.evaluation import RunResults
+from tasklora.evaluation import ComparisonResults, RunResults
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def main(run: str, name: str) -> None:
-    """Check and copy the results of a run."""
+def main(directory: str, name: str) -> None:
+    """Check and copy the results."""
+    path = Path(directory)
+    results: RunResults | ComparisonResults
     try:
-        results = RunResults.read(Path(run) / "results.json")
+        if (path / "comparison.json").is_file():
+            results = ComparisonResults.read(path / "results.json")
+            runs = [trial.run for method in results.methods for trial in method.trials if not trial.failed]
+            runs += [run for method in results.methods for run in method.runs]
+            commits = {RunResults.read(path / run / "results.json").commit for run in runs}
+        else:
+            results = RunResults.read(path / "results.json")
+            commits = {results.commit}
     except TaskLoraError as error:
         sys.exit(f"error: {error}")
-    if not results.commit or results.commit.endswith("+changes"):
-        sys.exit(f"error: the run was made at commit {results.commit}: commit your changes and run it again.")
+    if len(commits) > 1 or None in commits or any(str(commit).endswith("+changes") for commit in commits):
+        sys.exit(f"error: made at commit(s) {commits}: commit your changes and make it again, at one commit.")
     absolute = [part for part in results.command.split() if Path(part.rpartition("=")[2]).is_absolute()]
     if absolute:
         sys.exit(f"error: the command names {absolute}: run it with relative paths.")

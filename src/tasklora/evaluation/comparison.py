@@ -40,15 +40,15 @@ class Estimate(Strict):
     Attributes:
         mean: over the seeds.
         std: standard deviation over the seeds (n − 1); None with one seed.
-        low: lower end of the 95 % bootstrap interval over seeds and rows.
+        low: lower end of the 95 % bootstrap interval over seeds and rows; None if it is undefined on every resample.
         high: its upper end.
         seeds: the value of each seed.
     """
 
     mean: float
     std: float | None
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: list[float]
 
 
@@ -84,7 +84,8 @@ class MethodResults(Strict):
         average: mean over the tasks.
         differences: task → its score minus the baseline's, paired by seed and row.
         difference: the same of the average.
-        delta_m: Δm against the baseline, in percent; None if no task counts, and for the baseline.
+        delta_m: Δm of the mean scores against the baseline's mean scores, in percent; None if no task counts, and for
+            the baseline. Its interval is that of the differences, the baseline's scores taken as measured.
         seconds: wall-clock time of training of each run.
     """
 
@@ -160,14 +161,15 @@ class ComparisonResults(Strict):
         return parse(cls, data, str(path))
 
 
-def delta_m(scores: Array, baseline: Array) -> Array:
+def delta_m(scores: Array, baseline: Array, measured: Array | None = None) -> Array:
     """Return Δm = (100/T) Σ_t (M_t − S_t) / |S_t|, in percent.
 
     Args:
         scores: (…, T), M; higher is better (metrics for which lower is better are negated before).
         baseline: (…, T), S.
+        measured: (T,), what to divide by in place of S: on a resample with an S near zero Δm would explode.
     """
-    change: Array = 100.0 * ((scores - baseline) / np.abs(baseline)).mean(axis=-1)
+    change: Array = 100.0 * ((scores - baseline) / np.abs(baseline if measured is None else measured)).mean(axis=-1)
     return change
 
 
@@ -228,13 +230,13 @@ def compare_cells(
             summary.tasks = scores.by_task(tasks)
             summary.average = scores.average()
             if method != baseline:
-                summary.differences = scores.minus(base).by_task(tasks)
-                summary.difference = scores.minus(base).average()
-                if counted:
+                apart = scores.minus(base)
+                summary.differences, summary.difference = apart.by_task(tasks), apart.average()
+                if counted and np.isfinite(apart.seeds[:, counted]).all():
+                    measured = base.seeds.mean(axis=0)[counted]
                     summary.delta_m = _estimate(
-                        delta_m(scores.seeds[:, counted], base.seeds[:, counted]),
-                        delta_m(scores.draws[:, counted], base.draws[:, counted]),
-                        mean=float(delta_m(scores.seeds.mean(axis=0)[counted], base.seeds.mean(axis=0)[counted])),
+                        delta_m(scores.seeds[:, counted], base.seeds[:, counted], measured),
+                        delta_m(scores.draws[:, counted], base.draws[:, counted], measured),
                     )
         found.append(summary)
     return ComparisonResults(
@@ -358,13 +360,14 @@ class _Resampled:
         return _Scores(measured, draws)
 
 
-def _estimate(seeds: Array, draws: Array, mean: float | None = None) -> Estimate:
+def _estimate(seeds: Array, draws: Array) -> Estimate:
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    defined = draws[np.isfinite(draws)]
+    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) else (None, None)
     return Estimate(
-        mean=float(seeds.mean()) if mean is None else mean,
+        mean=float(seeds.mean()),
         std=float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
-        low=float(low),
-        high=float(high),
+        low=None if low is None else float(low),
+        high=None if high is None else float(high),
         seeds=[float(value) for value in seeds],
     )

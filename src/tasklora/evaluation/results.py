@@ -16,6 +16,10 @@ from tasklora.errors import CheckpointError
 from tasklora.tasks import Split, Strict, parse
 
 RESULTS_VERSION = 1
+RECIPE_FILE = "recipe.resolved.yaml"
+RESULTS_FILE = "results.json"
+LOG_FILE = "log.jsonl"
+COMPARISON_FILE = "comparison.json"
 _PACKAGES = ("tasklora", "torch", "peft", "transformers", "accelerate", "datasets", "scikit-learn", "scipy", "numpy")
 
 

@@ -1,7 +1,7 @@
-"""Showing what was measured: tables on the terminal and in the docs."""
+"""Showing what was measured: tables on the terminal and in the docs, and one self-contained HTML page."""
 
 from tasklora.report.tables import (
-    comparison_table,
+    comparison_tables,
     method_records,
     method_table,
     methods_markdown,
@@ -11,7 +11,7 @@ from tasklora.report.tables import (
 )
 
 __all__ = [
-    "comparison_table",
+    "comparison_tables",
     "method_records",
     "method_table",
     "methods_markdown",

@@ -8,12 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tasklora.evaluation import ComparisonResults, Estimate, ParameterCounts, SplitScores
-
-
-def number(value: float | None) -> str:
-    """Return a score as text; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.4f}"
+from tasklora.evaluation import ComparisonResults, ParameterCounts, SplitScores
+from tasklora.report import numbers
+from tasklora.tasks import TRAINING_METHODS
+from tasklora.tuner import METHODS
 
 
 def score_table(
@@ -33,13 +31,13 @@ def score_table(
             for place, (metric, value) in enumerate(task.metrics.items()):
                 cells = [name if place == 0 else "", str(task.rows) if place == 0 else "", metric]
                 if before is not None:
-                    cells.append(number(before.tasks[name].metrics[metric]))
-                table.add_row(*cells, number(value))
+                    cells.append(numbers.number(before.tasks[name].metrics[metric], 4))
+                table.add_row(*cells, numbers.number(value, 4))
         table.add_section()
         cells = [f"average on {split}", "", "primary metrics"]
         if before is not None:
-            cells.append(number(before.average))
-        table.add_row(*cells, number(split_scores.average))
+            cells.append(numbers.number(before.average, 4))
+        table.add_row(*cells, numbers.number(split_scores.average, 4))
         if split_scores.undefined:
             table.caption = f"undefined on these rows, left out of the average: {', '.join(split_scores.undefined)}"
     return table
@@ -71,8 +69,6 @@ def parameter_table(counts: ParameterCounts, title: str) -> Table:
 
 def method_records() -> list[dict[str, Any]]:
     """Return what each method is and can do, read from the registry."""
-    from tasklora.tuner import METHODS
-
     records = []
     for method in METHODS.values():
         update = method.update_cls
@@ -100,7 +96,8 @@ def _cell(value: Any) -> str:
 
 def method_table() -> Table:
     """Return the methods as a table for the terminal; ``--markdown`` and ``--json`` have every column."""
-    table = Table(title="methods", title_justify="left", caption="'lora' in a recipe is PEFT's own, one for all tasks")
+    baselines = [f"{m.name} ({m.title})" for name, m in TRAINING_METHODS.items() if name not in METHODS]
+    table = Table(title="methods", title_justify="left", caption="besides, for comparison: " + "; ".join(baselines))
     columns = ("name", "kind", "task ids", "plain LoRA per task", "mergeable", "checked against", "paper")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -117,51 +114,33 @@ def methods_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison_table(results: ComparisonResults) -> Table:
-    """Return a comparison: one column per method, one row per task, with spread over seeds and intervals."""
-    table = Table(
-        title=f"{results.suite} on {results.base}, {len(results.seeds)} seed(s): mean ± standard deviation",
-        title_justify="left",
-    )
-    table.add_column("task")
-    table.add_column("metric")
-    done = [method for method in results.methods if method.average is not None]
+def comparison_tables(results: ComparisonResults) -> list[Table]:
+    """Return a comparison as two tables: methods with averages and sizes, and tasks with the mean of each method."""
+    done = [method for method in results.methods if method.average is not None or method.tasks]
+    seeds = f"{len(results.seeds)} seed" + ("s" if len(results.seeds) > 1 else "")
+    methods = Table(title=f"{results.suite}, {seeds}, against {results.baseline}", title_justify="left")
+    methods.add_column("method")
+    for column in ("average", "minus baseline, 95 % interval", "Δm, %", "trainable"):
+        methods.add_column(column, justify="right")
     for method in done:
-        table.add_column(method.title, justify="right", overflow="fold")
-    for task, metric in results.metrics.items():
-        table.add_row(task, metric, *(estimate(method.tasks.get(task)) for method in done))
-    table.add_section()
-    table.add_row("average", "", *(estimate(method.average) for method in done), style="bold")
-    table.add_row("", "95 % interval", *(interval(method.average) for method in done))
-    table.add_row(
-        f"minus {results.baseline}", "95 % interval", *(interval(method.difference, sign=True) for method in done)
-    )
-    table.add_row("Δm", f"% against {results.baseline}", *(percent(method.delta_m) for method in done))
-    table.add_row(
-        "trainable", "parameters", *(f"{method.parameters.trainable:,}" for method in done if method.parameters)
-    )
+        methods.add_row(
+            method.title,
+            numbers.estimate(method.average),
+            numbers.difference(method.difference),
+            numbers.percent(method.delta_m),
+            f"{method.parameters.trainable:,}" if method.parameters else "–",
+            style="bold" if method.name == results.main else None,
+        )
     notes = []
     if results.guarded:
-        notes.append(f"left out of Δm, its baseline score is near zero: {', '.join(results.guarded)}")
+        notes.append(f"left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}")
     notes += [f"{method.title} failed: {method.failures[0]}" for method in results.methods if method.failures]
-    table.caption = "\n".join(notes) or None
-    return table
-
-
-def estimate(value: Estimate | None) -> str:
-    """Return a mean with its spread over seeds."""
-    if value is None:
-        return "–"
-    return f"{value.mean:.3f}" + ("" if value.std is None else f" ± {value.std:.3f}")
-
-
-def interval(value: Estimate | None, sign: bool = False) -> str:
-    """Return an interval."""
-    if value is None:
-        return "–"
-    return f"[{value.low:+.3f}, {value.high:+.3f}]" if sign else f"[{value.low:.3f}, {value.high:.3f}]"
-
-
-def percent(value: Estimate | None) -> str:
-    """Return a Δm."""
-    return "–" if value is None else f"{value.mean:+.1f}"
+    methods.caption = "\n".join(notes) or None
+    tasks = Table(title="mean score per task", title_justify="left")
+    tasks.add_column("method")
+    for task, metric in results.metrics.items():
+        tasks.add_column(f"{task}\n{metric}", justify="right")
+    for method in done:
+        means = (method.tasks[task].mean if task in method.tasks else None for task in results.metrics)
+        tasks.add_row(method.title, *(numbers.number(mean) for mean in means))
+    return [methods, tasks]

@@ -38,16 +38,16 @@ from tasklora.evaluation import (
     source_commit,
     write_text_whole,
 )
-from tasklora.tasks import TRAINING_METHODS, Strict, parse, training_method
+from tasklora.evaluation.results import COMPARISON_FILE, RESULTS_FILE
+from tasklora.tasks import Strict, parse, training_method
 from tasklora.training.callbacks import progress_display
-from tasklora.training.directory import RESULTS_FILE, RunDirectory
+from tasklora.training.contenders import contender, title_of
+from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe, changed
 from tasklora.training.run import count_recipe_parameters, load_recipe_data, train_recipe
 from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
 
-COMPARISON_FILE = "comparison.json"
 FAILED_FILE = "failed.json"
-MATCHED_LORA = "lora_matched"
 
 
 class Plan(Strict):
@@ -151,7 +151,7 @@ class ComparisonDirectory:
                     )
             plan.training_rows = {**before.training_rows, **plan.training_rows}
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not self.is_comparison:
+            if not self.is_comparison and not (overwrite and RunDirectory(self.path).is_run):
                 raise OutputError(
                     f"the output directory {self.path} is not empty and holds no comparison, so it is not replaced. "
                     "Choose another (--output)."
@@ -175,58 +175,6 @@ def _without_place(recipe: Recipe) -> dict[str, Any]:
     data = recipe.model_dump(mode="json", exclude={"output", "description"})
     del data["tasks"]["data_root"], data["training"]["seed"]
     return data
-
-
-def known_contenders() -> list[str]:
-    """Return the names that can be compared."""
-    return [*TRAINING_METHODS, MATCHED_LORA]
-
-
-def title_of(method: str) -> str:
-    """Return a contender's name as in tables."""
-    return "LoRA, parameters matched" if method == MATCHED_LORA else training_method(method).title
-
-
-def contender(recipe: Recipe, method: str) -> Recipe:
-    """Return the recipe with another method in place of its own.
-
-    The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
-    method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
-
-    Raises:
-        ConfigError: on an unknown method, or if there is no rank to match.
-    """
-    if method not in known_contenders():
-        names = known_contenders()
-        raise ConfigError(f"unknown method '{method}'.{did_you_mean(method, names)} Methods: {', '.join(names)}.")
-    if method == recipe.method.name:
-        return recipe
-    other = training_method("lora" if method == MATCHED_LORA else method)
-    options = {key: value for key, value in recipe.method.options.items() if key in other.options}
-    data = recipe.model_dump(mode="json")
-    data["method"] = {"name": other.name, **options}
-    made = parse(Recipe, data, f"the recipe with {method}")
-    return _matched(recipe, made) if method == MATCHED_LORA else made
-
-
-def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
-    """Return `lora` at the rank whose number of low-rank parameters is nearest to that of `recipe`."""
-    options = recipe.method.options
-    if training_method(recipe.method.name).encoder != "adapter" or "rank_pattern" in options:
-        raise ConfigError(
-            f"'{MATCHED_LORA}' matches the parameters of the recipe's method, which must be an adapter of one rank; "
-            f"'{recipe.method.name}' with {options} is not."
-        )
-    wanted = _low_rank(recipe)
-    per_rank = _low_rank(changed(lora, {"method.r": 1}))
-    rank = max(1, round(wanted / per_rank))
-    scale = options.get("lora_alpha", 16) / options.get("r", 8)
-    return changed(lora, {"method.r": rank, "method.lora_alpha": scale * rank})
-
-
-def _low_rank(recipe: Recipe) -> int:
-    groups = count_recipe_parameters(recipe).groups
-    return groups["shared"] + groups["per_task"]
 
 
 def compare_methods(

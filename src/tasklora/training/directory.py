@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tasklora.errors import CheckpointError, OutputError
+from tasklora.errors import CheckpointError, OutputError, listing
 from tasklora.evaluation import (
     DIAGNOSTICS_FILE,
     PREDICTIONS_FILE,
@@ -24,13 +24,11 @@ from tasklora.evaluation import (
     source_commit,
     write_text_whole,
 )
+from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
 from tasklora.tasks import parse, read_safetensors, read_yaml
 from tasklora.training.recipe import Recipe
 
-RECIPE_FILE = "recipe.resolved.yaml"
 MANIFEST_FILE = "manifest.json"
-RESULTS_FILE = "results.json"
-LOG_FILE = "log.jsonl"
 RUN_FORMAT = "tasklora/run"
 
 
@@ -135,6 +133,11 @@ class RunDirectory:
         Raises:
             CheckpointError: if the run has not finished.
         """
+        if (self.path / COMPARISON_FILE).is_file():
+            runs = sorted(path.parent.relative_to(self.path).as_posix() for path in self.path.glob("*/*/best"))
+            raise CheckpointError(
+                f"{self.path} is a comparison, not one run. Name one of its runs: {listing(runs, 4) or 'none yet'}."
+            )
         if not self.is_run:
             raise CheckpointError(f"{self.path} is neither a run directory nor a saved model.")
         if not (self.best / "tasklora.json").is_file():

@@ -1,0 +1,185 @@
+"""The report's figures over training steps, and of what updates learned about their tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from tasklora.report.figures import done
+from tasklora.report.loading import Source
+from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, picture, series
+
+COLUMNS = 4
+
+
+def loss_curves(source: Source) -> Picture:
+    """Training loss per task over the steps."""
+    return _curves(
+        source,
+        "loss-curves",
+        "Training loss per task",
+        f"Mean loss of each task's rows since the point before{_over_seeds(source)}; lower is better. The curves "
+        "are jagged because few rows of a task fall between two points.",
+        lambda task: f"loss/{task}",
+        lambda task: task,
+        marked=False,
+    )
+
+
+def score_curves(source: Source) -> Picture:
+    """Score on tune per task over the steps."""
+    metrics = source.results.metrics
+    return _curves(
+        source,
+        "score-curves",
+        "Score on tune per task",
+        f"The primary metric on rows held out of training{_over_seeds(source)}: what the kept checkpoint is chosen by. "
+        "A task whose curve falls while others rise is paying for them.",
+        lambda task: f"eval_{task}_{metrics[task]}",
+        lambda task: f"{task} ({metrics[task]})",
+        marked=True,
+    )
+
+
+def _over_seeds(source: Source) -> str:
+    return ", averaged over the seeds" if len(source.results.seeds) > 1 else ""
+
+
+def _curves(
+    source: Source,
+    name: str,
+    title: str,
+    reading: str,
+    key_of: Callable[[str], str],
+    label_of: Callable[[str], str],
+    marked: bool,
+) -> Picture:
+    methods = done(source.results)
+    tasks = list(source.results.metrics)
+    data: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for method in methods:
+        data[method.title] = {}
+        for task in tasks:
+            curves = [run.curve(key_of(task)) for run in source.runs[method.name]]
+            data[method.title][task] = _mean_curve(curves)
+    rows = math.ceil(len(tasks) / COLUMNS)
+
+    def draw(figure: Figure) -> None:
+        columns = min(COLUMNS, len(tasks))
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(tasks):
+                axes.set_visible(False)
+                continue
+            for number, method in enumerate(methods):
+                curve = data[method.title][tasks[place]]
+                style = series(number)
+                if not marked:
+                    style.pop("marker")
+                axes.plot(curve["steps"], curve["values"], **style)
+            axes.set_title(label_of(tasks[place]), color=INK)
+            if place + columns >= len(tasks):
+                axes.set_xlabel("step")
+                axes.tick_params(labelbottom=True)
+            axes.tick_params(labelsize=8)
+        if len(methods) > 1:
+            legend(figure, [method.title for method in methods])
+
+    lines = -(-len(methods) // 4) if len(methods) > 1 else 0
+    return picture(name, title, reading, data, (7.6, 0.3 + 0.2 * lines + 1.7 * rows), draw)
+
+
+def _mean_curve(curves: list[tuple[list[int], list[float]]]) -> dict[str, list[float]]:
+    """Return the mean of several runs' curves at the steps that all of them have."""
+    common = set(curves[0][0]).intersection(*(steps for steps, _ in curves))
+    steps = sorted(common)
+    values = np.array([[dict(zip(*curve, strict=True))[step] for step in steps] for curve in curves])
+    return {"steps": [float(step) for step in steps], "values": values.mean(axis=0).tolist() if steps else []}
+
+
+def diagnostics(source: Source) -> list[Picture]:
+    """Return pictures of what the shown run's updates say of their tasks; none for methods that say nothing."""
+    found = source.shown.diagnostics
+    known = [(name, _DIAGNOSTICS[name]) for name in _DIAGNOSTICS if name in found]
+    return [draw(source, found[name]) for name, draw in known]
+
+
+def _up_projection_weights(source: Source, layers: dict[str, Any]) -> Picture:
+    names, tasks = list(layers), list(source.results.metrics)
+    weights = np.array([layers[name] for name in names])  # (layers, T, n)
+    count = weights.shape[-1]
+    return picture(
+        "up-projection-weights",
+        "How each layer mixes its up-projections",
+        "One panel per up-projection B_i, one row per layer, one column per task: the stronger the colour, the larger "
+        f"the weight softmax(w_t/τ)_i that the task gives it ({1 / count:.2f} if all were equal). Columns that look "
+        "alike share up-projections. The weights begin at random, so only differences between tasks that recur over "
+        "layers speak of what was learned.",
+        {"layers": names, "tasks": tasks, "weights": weights.tolist()},
+        (7.6, 1.3 + 0.13 * len(names)),
+        lambda figure: _heatmaps(
+            figure, [weights[..., i] for i in range(count)], [f"B{i + 1}" for i in range(count)], names, tasks, 1.0
+        ),
+    )
+
+
+def _task_matrix_change(source: Source, layers: dict[str, Any]) -> Picture:
+    names, tasks = list(layers), list(source.results.metrics)
+    change = np.array([layers[name] for name in names])  # (layers, T)
+    return picture(
+        "task-matrix-change",
+        "How far each task's matrix moved",
+        "‖Λ_t − I‖ / ‖I‖ per layer (rows) and task (columns): 0 means that the task uses the shared down-projection as "
+        "it is; the stronger the colour, the more it turned it its own way.",
+        {"layers": names, "tasks": tasks, "change": change.tolist()},
+        (7.6, 1.3 + 0.13 * len(names)),
+        lambda figure: _heatmaps(figure, [change], [""], names, tasks, None),
+    )
+
+
+_DIAGNOSTICS: dict[str, Callable[[Source, dict[str, Any]], Picture]] = {
+    "up_projection_weights": _up_projection_weights,
+    "task_matrix_change": _task_matrix_change,
+}
+
+
+def _heatmaps(
+    figure: Figure, panels: list[Any], titles: list[str], rows: list[str], columns: list[str], top: float | None
+) -> None:
+    """Draw matrices side by side: the opacity of each cell is its value relative to `top`, the largest by default."""
+    largest = top or max(float(panel.max()) for panel in panels) or 1.0
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    for axes, panel, title in zip(grid.flat, panels, titles, strict=True):
+        for row in range(len(rows)):
+            for column in range(len(columns)):
+                share = min(1.0, max(0.0, float(panel[row, column]) / largest))
+                axes.add_patch(
+                    Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=SERIES[0], alpha=share, linewidth=0)
+                )
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", color=INK)
+        axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
+        axes.tick_params(labelsize=6.5, length=0)
+        axes.grid(visible=False)
+        axes.set_title(title, color=INK)
+    _scale(figure, largest)
+
+
+def _scale(figure: Figure, largest: float) -> None:
+    """Draw the scale of the opacities."""
+    handles = [
+        Patch(facecolor=(SERIES[0], share), edgecolor=MUTED, linewidth=0.4, label=f"{share * largest:.2f}")
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=5, labelcolor=MUTED, fontsize=7, handlelength=1.2)
+
+
+def _short(layer: str) -> str:
+    """Return a layer's path without what says nothing in a column of such paths."""
+    return layer.replace("encoder.layer.", "").replace("attention.self.", "").replace(".dense", "")

@@ -1,0 +1,280 @@
+"""The report: one HTML page that holds all it shows, and asks nothing of any network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tasklora.errors import OutputError
+from tasklora.evaluation import Estimate, MethodResults, package_versions, write_text_whole
+from tasklora.report import curves, figures, numbers
+from tasklora.report.examples import TaskErrors, worst_errors
+from tasklora.report.loading import Source, load_source
+from tasklora.report.svg import Picture
+
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: what is shown.
+        value: what the column is sorted by.
+        strong: whether it is the best of its kind.
+    """
+
+    text: str
+    value: float | str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table that the reader can sort.
+
+    Attributes:
+        reading: a sentence on what it shows.
+        columns: titles; numbers from the second column on.
+    """
+
+    name: str
+    title: str
+    reading: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+def write_report(
+    paths: Sequence[Path], output: Path | None = None, *, baseline: str | None = None, overwrite: bool = True
+) -> Path:
+    """Write the report of a run, of several runs, or of a comparison.
+
+    Args:
+        paths: a comparison, or runs.
+        output: the file; ``report.html`` in the directory of a single path by default.
+        baseline: the method that others are measured against, where several runs are given.
+        overwrite: replace the file if it is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: if something is missing, unfinished, or not comparable.
+        ConfigError: if the runs do not make up a table.
+        OutputError: if the file cannot be written.
+    """
+    source = load_source(paths, baseline)
+    output = output or paths[0] / REPORT_FILE
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise OutputError(f"{output} exists already. Choose another --output, or replace a file with --overwrite.")
+    if not output.parent.is_dir():
+        raise OutputError(
+            f"no folder {output.parent} to write {output.name} into. Make it, or choose another --output."
+        )
+    write_text_whole(output, render(source))
+    return output
+
+
+def render(source: Source) -> str:
+    """Return the page."""
+    templates = resources.files("tasklora.report") / "templates"
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["data_link"] = _data_link
+    template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        title=source.title,
+        version=package_versions()["tasklora"],
+        source=source,
+        results=source.results,
+        facts=_facts(source),
+        tables=_tables(source),
+        pictures=_pictures(source),
+        failures=[(method.title, method.failures) for method in source.results.methods if method.failures],
+        errors=_errors(source),
+        errors_of=source.results.method(_shown_method(source)).title,
+        style=(templates / "report.css").read_text(encoding="utf-8"),
+        script=(templates / "report.js").read_text(encoding="utf-8"),
+    )
+
+
+def _data_link(data: Any) -> str:
+    """Return data as a link that holds it."""
+    return "data:application/json;base64," + base64.b64encode(json.dumps(data).encode()).decode()
+
+
+def _pictures(source: Source) -> list[Picture]:
+    makers: list[Callable[[Source], Picture | None]] = [figures.scores]
+    if source.comparison:
+        makers += [figures.differences, figures.delta_m_bars, figures.score_and_size, figures.search]
+    makers += [curves.loss_curves, curves.score_curves, figures.parameters]
+    if source.comparison:
+        makers.append(figures.training_time)
+    made = [make(source) for make in makers]
+    return [picture for picture in [*made, *curves.diagnostics(source)] if picture is not None]
+
+
+def _facts(source: Source) -> dict[str, str]:
+    """Return what was run, as far as a few words can say it."""
+    results = source.results
+    rows = sorted(set(results.training_rows.values()))
+    scored = sorted(set(results.rows.values()))
+    facts = {
+        "tasks": f"{len(results.metrics)} of {results.suite}: {', '.join(results.metrics)}",
+        "base model": results.base,
+        "methods": ", ".join(method.title for method in results.methods),
+        "seeds": ", ".join(map(str, results.seeds)),
+        "budget": f"{results.steps} steps on {_range(rows)} training rows a task",
+        "scored on": f"{_range(scored)} rows a task of {results.split}",
+        "search": _search(source),
+        "command": results.command,
+        "commit": results.commit or "unknown",
+        "machine": ", ".join(f"{key} {value}" for key, value in results.machine.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _search(source: Source) -> str:
+    results = source.results
+    if not source.comparison:
+        return ""
+    if not results.search:
+        return "none: every method ran with the recipe's settings"
+    trials = max(len(method.trials) for method in results.methods)
+    return (
+        f"{trials} settings per method ({'; '.join(results.search)}), tried with seed {results.seeds[0]}, chosen by "
+        "the average on tune"
+    )
+
+
+def _range(numbers: list[int]) -> str:
+    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+
+
+def _tables(source: Source) -> list[PageTable]:
+    return [_methods_table(source), _tasks_table(source)] if source.comparison else [_metrics_table(source)]
+
+
+def _methods_table(source: Source) -> PageTable:
+    results = source.results
+    methods = figures.done(results)
+    best = max((method.average.mean for method in methods if method.average), default=None)
+    rows = []
+    for method in methods:
+        assert method.parameters is not None
+        rows.append(
+            [
+                Cell(method.title + (" (baseline)" if method.name == results.baseline else ""), method.title),
+                _estimate_cell(method.average, best),
+                Cell(numbers.interval(method.average), numbers.sortable(method.average)),
+                Cell(numbers.difference(method.difference), numbers.sortable(method.difference)),
+                Cell(numbers.percent(method.delta_m), numbers.sortable(method.delta_m)),
+                Cell(f"{method.parameters.trainable:,}", method.parameters.trainable),
+                Cell(_settings(method), _settings(method)),
+            ]
+        )
+    return PageTable(
+        "methods",
+        "Methods",
+        f"Averages over the tasks, mean ± standard deviation over {len(results.seeds)} seed(s), with 95 % bootstrap "
+        f"intervals over seeds and rows; differences are paired with {results.method(results.baseline).title}.",
+        ["method", "average", "95 % interval", "minus baseline", "Δm, %", "trainable parameters", "chosen settings"],
+        rows,
+    )
+
+
+def _tasks_table(source: Source) -> PageTable:
+    results = source.results
+    methods = figures.done(results)
+    rows = []
+    for task, metric in results.metrics.items():
+        found = [method.tasks.get(task) for method in methods]
+        best = max((estimate.mean for estimate in found if estimate), default=None)
+        rows.append(
+            [
+                Cell(task, task),
+                Cell(metric, metric),
+                Cell(f"{results.rows[task]:,}", results.rows[task]),
+                *(_estimate_cell(estimate, best) for estimate in found),
+            ]
+        )
+    return PageTable(
+        "tasks",
+        "Scores per task",
+        "Mean ± standard deviation over the seeds; the highest mean of a row is bold, which does not say that it "
+        "differs from the others by more than chance.",
+        ["task", "metric", "rows", *(method.title for method in methods)],
+        rows,
+    )
+
+
+def _metrics_table(source: Source) -> PageTable:
+    """Return every metric of a single method's first run, with the interval of the primary one."""
+    results = source.results
+    (method,) = results.methods
+    split = source.shown.results.scores[results.split]
+    rows = []
+    for task, score in split.tasks.items():
+        for metric, value in score.metrics.items():
+            primary = metric == score.primary
+            estimate = method.tasks.get(task) if primary else None
+            rows.append(
+                [
+                    Cell(task, task),
+                    Cell(metric, metric),
+                    Cell(f"{score.rows:,}", score.rows),
+                    Cell(numbers.number(value), "" if value is None else value, primary),
+                    Cell(numbers.interval(estimate), numbers.sortable(estimate)),
+                ]
+            )
+    rows.append(
+        [
+            Cell("average", "~"),
+            Cell("of the primary metrics", "~"),
+            Cell("", 0),
+            _estimate_cell(method.average, None),
+            Cell(numbers.interval(method.average), numbers.sortable(method.average)),
+        ]
+    )
+    return PageTable(
+        "tasks",
+        "Scores",
+        "Primary metrics are bold; their 95 % bootstrap intervals are over the rows that were scored.",
+        ["task", "metric", "rows", "score", "95 % interval"],
+        rows,
+    )
+
+
+def _settings(method: MethodResults) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in method.settings.items()) or "the recipe's"
+
+
+def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:
+    value = numbers.sortable(estimate)
+    return Cell(numbers.estimate(estimate), value, value == best)
+
+
+def _shown_method(source: Source) -> str:
+    return source.results.main if source.runs.get(source.results.main) else source.results.baseline
+
+
+def _errors(source: Source) -> list[TaskErrors]:
+    shown = _shown_method(source)
+    others = {
+        method.title: source.runs[method.name][0].rows
+        for method in figures.done(source.results)
+        if method.name != shown
+    }
+    return [
+        worst_errors(task, spec, source.shown.rows[task], {title: rows[task] for title, rows in others.items()})
+        for task, spec in source.specs.items()
+    ]
