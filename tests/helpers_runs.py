@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, BertTokenizerFast, TrainerCallback
 
 from tasklora.evaluation import RunResults
-from tasklora.tasks import BaseModel, TaskData, load_base
+from tasklora.tasks import TRAINING_METHODS, BaseModel, TaskData, load_base
 from tasklora.training import (
     MultiTaskTrainer,
     Prepared,
@@ -42,7 +42,8 @@ from tasklora.training.run import training_arguments
 
 HIDDEN, VOCABULARY = 32, 80
 TASKS = ["mood", "answer", "heat"]
-METHODS = ["mtl_lora", "per_task_lora", "lora"]
+EVERY_METHOD = list(TRAINING_METHODS)
+METHODS = [name for name, method in TRAINING_METHODS.items() if method.encoder == "adapter"]
 ROWS = {"mood": 40, "answer": 60, "heat": 24}
 
 GOOD, BAD = ["good", "lovely", "great"], ["bad", "awful", "dull"]
@@ -249,8 +250,8 @@ def _quiet_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_method(name: str) -> str:
-    """Return the override that makes a recipe train a method."""
-    return f"method={{name: {name}, r: 4, lora_alpha: 8}}"
+    """Return the override that makes a recipe train a method, at rank 4 if it has one."""
+    return f"method={{name: {name}{', r: 4, lora_alpha: 8' if TRAINING_METHODS[name].options else ''}}}"
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:

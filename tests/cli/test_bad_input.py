@@ -48,6 +48,45 @@ def test_train(cli, project, trained, tmp_path, arguments, says):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--methods", "lora,mtl_lorra"], "unknown method 'mtl_lorra'. Did you mean 'mtl_lora'? Methods: mtl_lora, "),
+        (["--methods", "lora,lora"], "a method is named twice: lora, lora"),
+        (["--methods", ","], "no method to compare"),
+        (["--methods", "lora", "--seeds", "0,one"], "--seeds takes whole numbers separated by commas, e.g. 0,1,2; got"),
+        (["--methods", "lora", "--seeds", "1,1"], "a seed is named twice: 1, 1"),
+        (["--methods", "lora", "--seeds", "0,-1"], "'training.seed': Input should be greater than or equal to 0"),
+        (
+            ["--methods", "lora", "--baseline", "mtl_lora"],
+            "the baseline 'mtl_lora' is not compared. Did you mean 'lora'?",
+        ),
+        (["--methods", "lora", "--search", "leaning_rate=1"], "is over 'leaning_rate', which cannot be searched"),
+        (["--methods", "lora", "--search", "training.learning_rte=1"], "Did you mean 'training.learning_rate'?"),
+        (["--methods", "lora", "--search", "training.seed=0,1"], "'training.seed', which cannot be searched"),
+        (["--methods", "lora", "--search", "heads_only:lr=1"], "is for 'heads_only', which is not compared"),
+        (["--methods", "lora", "--search", "lr=-1"], "'training.learning_rate': Input should be greater than 0"),
+        (["--methods", "lora", "--search", "method.target_modules=[query,key]"], "cannot try the value '[query'"),
+        (
+            ["--methods", "mtl_lora,lora", "--search", "method.temperature=1"],
+            "method 'lora' has no option 'temperature'",
+        ),
+        (["--methods", "lora,mtl_lora", "--search", "lora:lr=1,2"], "the numbers of trials differ: lora 2, mtl_lora 1"),
+        (["--methods", "lora", "--set", "method={name: lora, rr: 3}"], "has no option 'rr'"),
+        (["--methods", "lora", "--set", "model.name=./nowhere"], "cannot load the configuration of './nowhere'"),
+        (["--methods", "lora", "--data-root", "nowhere"], "task 'mood': no folder nowhere/mood"),
+        (["--methods", "lora", "--output", "file/below"], "file/below"),
+        (["--methods", "lora", "--output", "."], "is not empty and holds no comparison"),
+        (["--methods", "lora", "--output", ".", "--overwrite"], "is not empty and holds no comparison"),
+    ],
+)
+def test_compare(cli, project, tmp_path, arguments, says):
+    (tmp_path / "file").write_text("mine")
+    output = [] if "--output" in arguments else ["--output", "comparison"]
+    assert_refused(cli("compare", project.recipe, *arguments, *output), says)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_recipe_that_is_no_recipe(cli, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {name: [}")
     said = cli("train", "recipe.yaml")

@@ -11,11 +11,11 @@ from transformers import AutoModel
 
 import tasklora
 from helpers_runs import METHODS, TASKS, in_subprocess, use_method
-from tasklora.evaluation import RunResults, count_parameters, predict_rows
+from tasklora.evaluation import ComparisonResults, RunResults, count_parameters, predict_rows
 from tasklora.tasks import load_model
 from tasklora.tuner import METHODS as REGISTRY
 
-COMMANDS = ["train", "evaluate", "predict", "export", "params", "methods", "demo"]
+COMMANDS = ["train", "compare", "evaluate", "report", "predict", "export", "params", "methods", "demo"]
 
 
 def test_help_lists_every_command(cli):
@@ -130,6 +130,17 @@ def test_train_overwrites_when_asked_to(cli, project, tmp_path):
     short = ("--output", tmp_path / "run", "--set", "training.max_steps=1")
     assert [cli("train", project.recipe, *short).code for _ in range(2)] == [0, 2]
     assert cli("train", project.recipe, *short, "--overwrite").code == 0
+
+
+def test_compare(cli, project, tmp_path):
+    arguments = ["--methods", "lora, heads_only", "--seeds", "3", "--search", "lr=0.01", "--output", tmp_path / "out"]
+    said = cli("compare", project.recipe, *arguments, "--set", "training.max_steps=1")
+    assert said.code == 0, said.err
+    assert "lora seed 3 learning_rate=0.01: average on tune" in said.out
+    assert "heads only" in said.out
+    results = ComparisonResults.read(tmp_path / "out" / "results.json")
+    assert ([method.name for method in results.methods], results.seeds) == (["lora", "heads_only"], [3])
+    assert results.command.startswith(f"tasklora compare {project.recipe} --methods 'lora, heads_only' --seeds 3 ")
 
 
 @pytest.mark.parametrize("split", ["train", "tune", "validation"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tasklora
-from helpers_runs import HIDDEN, METHODS, TASKS, use_method
+from helpers_runs import EVERY_METHOD, HIDDEN, TASKS, VOCABULARY, use_method
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation import RunResults, SplitScores, TaskScore, count_parameters, source_commit
 from tasklora.training import count_recipe_parameters
@@ -21,6 +21,8 @@ LAYERS = 2 * [*4 * [(HIDDEN, HIDDEN)], (HIDDEN, 48), (48, HIDDEN)]
 BOTH = sum(i + o for i, o in LAYERS)
 R, T, N = 4, 3, 3
 HEADS = (HIDDEN * 2 + 2) + (HIDDEN * 3 + 3) + (HIDDEN + 1)
+# words, positions and sentence types; every layer with its bias; five LayerNorms. The pooler is not trained.
+ENCODER = (VOCABULARY + 48 + 2) * HIDDEN + sum(i * o + o for i, o in LAYERS) + 5 * 2 * HIDDEN
 BY_HAND = {
     "mtl_lora": {
         "shared": sum(R * i + N * R * o for i, o in LAYERS),
@@ -28,6 +30,8 @@ BY_HAND = {
     },
     "per_task_lora": {"shared": 0, "per_task": T * R * BOTH},
     "lora": {"shared": R * BOTH, "per_task": 0},
+    "full_fine_tuning": {"other": ENCODER},
+    "heads_only": {},
 }
 
 
@@ -101,14 +105,14 @@ def test_nan_is_null_in_the_file(trained, tmp_path):
     assert RunResults.read(tmp_path / "results.json") == changed
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 def test_parameters_by_group_are_those_counted_by_hand(project, method):
     model = project.prepare(use_method(method)).model
     base = sum(p.numel() for p in project.base_model().model.parameters())
     counts = count_parameters(model)
-    assert counts.groups == {**BY_HAND[method], "heads": HEADS, "other": 0}
+    assert counts.groups == {"shared": 0, "per_task": 0, "heads": HEADS, "other": 0, **BY_HAND[method]}
     assert counts.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert counts.total == base + counts.trainable
+    assert counts.total == base + counts.trainable - counts.groups["other"]  # what is trained of the base itself
     assert count_recipe_parameters(project.load(use_method(method))) == counts  # without weights
 
 

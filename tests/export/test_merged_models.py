@@ -11,7 +11,7 @@ import tasklora
 from helpers_runs import METHODS, TASKS, randomise, use_method
 from tasklora.errors import OutputError, UnknownTaskError
 from tasklora.export import export_merged, export_task
-from tasklora.tasks import sha256_of
+from tasklora.tasks import load_model, save_model, sha256_of
 
 TEXTS = ["good cake", "it was a very dull and awful day", "a lamp"]
 
@@ -44,6 +44,22 @@ def test_a_merged_model_is_a_plain_model_with_the_tasks_outputs(project, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(hidden(model.eval(), tokenizer), expected, rtol=1e-5, atol=1e-5)
     assert (hidden(base.eval(), tokenizer) - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("method", ["full_fine_tuning", "heads_only"])
+def test_an_encoder_without_an_adapter_is_exported_as_it_is(project, tmp_path, method):
+    prepared = project.prepare(use_method(method))
+    randomise(prepared.model, scale=0.1)
+    expected = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    save_model(prepared.model, prepared.about, tmp_path / "saved")
+    model, about, base = load_model(tmp_path / "saved")
+    export_merged(model, about, "answer", tmp_path / "out", base.tokenizer)
+    plain, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(plain) is BertModel
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(hidden(plain.eval(), AutoTokenizer.from_pretrained(tmp_path / "out")), expected)
+    untrained = hidden(project.base_model().model, prepared.base.tokenizer)
+    assert torch.equal(untrained, expected) is (method == "heads_only")
 
 
 def test_what_is_in_the_directory(project, tmp_path):

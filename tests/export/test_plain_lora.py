@@ -96,6 +96,16 @@ def test_format_and_numbers_of_every_method_and_task(project, tmp_path, method, 
     torch.testing.assert_close(stock(project, tmp_path / "out", prepared), ours(prepared, task), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "trained"), [("full_fine_tuning", "all weights of the encoder"), ("heads_only", "heads only")]
+)
+def test_without_an_adapter_there_is_no_lora(project, tmp_path, method, trained):
+    prepared = project.prepare(use_method(method))
+    with pytest.raises(UnsupportedError, match=f"this run trained {trained}: there is no adapter .* with --merged"):
+        export_task(prepared.model, prepared.about, "mood", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("method", ["mtl_lora", "per_task_lora"])
 def test_tasks_differ(project, method):
     prepared = project.prepare(use_method(method))

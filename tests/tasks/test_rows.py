@@ -165,6 +165,16 @@ def test_limits_draw_by_the_seed(root):
     assert texts(load(root, ["train", "tune"], limits=limits, seed=1)["train"]) != drawn
 
 
+def test_limited_rows_that_are_scored_are_the_same_for_every_seed(root):
+    """Runs of several seeds are compared row by row; what they train and tune on is part of what the seed decides."""
+    write_rows(root / "mine" / "test.jsonl", [{"text": f"test {index}", "label": 0} for index in range(20)])
+    splits = ["train", "tune", "validation", "test"]
+    loaded = [load(root, splits, limits=dict.fromkeys(splits, 2), seed=seed) for seed in range(4)]
+    drawn = {split: {tuple(texts(of_seed[split])) for of_seed in loaded} for split in splits}
+    assert (len(drawn["validation"]), len(drawn["test"])) == (1, 1)
+    assert len(drawn["train"]) == len(drawn["tune"]) == 4
+
+
 def test_missing_folders_and_files(root):
     with pytest.raises(DataError) as caught:
         load_tasks({"mien": CLASSES}, ["train"], root)

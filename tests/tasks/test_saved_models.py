@@ -1,20 +1,24 @@
 """Saved multi-task models: the same outputs bit by bit, and a clear refusal of whatever does not belong.
 
-A directory holds PEFT's two files, `heads.safetensors` and `tasklora.json`.
+A directory holds `heads.safetensors`, `tasklora.json` and what was trained of the encoder: PEFT's two files, all its
+weights in `encoder.safetensors`, or nothing.
 """
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers_runs import METHODS, assert_same_state, randomise, save_base, trained_state, use_method
+from helpers_runs import EVERY_METHOD, METHODS, assert_same_state, randomise, save_base, trained_state, use_method
 from tasklora.errors import CheckpointError, ConfigError
-from tasklora.tasks import load_base, load_model, load_weights, save_model
+from tasklora.tasks import TRAINING_METHODS, load_base, load_model, load_weights, save_model
 
 ADAPTER, HEADS, ABOUT, CONFIG = "adapter_model.safetensors", "heads.safetensors", "tasklora.json", "adapter_config.json"
+ENCODER = "encoder.safetensors"
+FILES = {"adapter": {ADAPTER, CONFIG}, "full": {ENCODER}, "frozen": set()}
 ROWS = [
     {"task": "heat", "texts": ["the cake", "it was icy"]},
     {"task": "mood", "texts": ["good film and the walk"]},
@@ -46,14 +50,15 @@ def cut(path):
     path.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize("encoding", ["joint", "separate"])
 def test_loading_gives_the_same_outputs_bit_by_bit(project, tmp_path, method, encoding):
     prepared = project.prepare(use_method(method), f"model.pair_encoding={encoding}")
     prepared.model.heads["heat"].fit_labels(torch.tensor([1.0, 2.0, 4.0]), None)
     prepared.model.heads["answer"].fit_labels(torch.tensor([0.0]), torch.tensor([0.5, 2.0, 1.0]))
     save_model(prepared.model, prepared.about, tmp_path / "saved")
-    assert {ADAPTER, HEADS, ABOUT, CONFIG} <= {file.name for file in (tmp_path / "saved").iterdir()}
+    files = {file.name for file in (tmp_path / "saved").iterdir()} - {"README.md"}  # PEFT's
+    assert files == {HEADS, ABOUT} | FILES[TRAINING_METHODS[method].encoder]
     model, about, base = load_model(tmp_path / "saved")
     assert not model.training
     assert about == prepared.about
@@ -61,7 +66,7 @@ def test_loading_gives_the_same_outputs_bit_by_bit(project, tmp_path, method, en
     assert_same_state(model.heads.state_dict(), prepared.model.heads.state_dict())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 def test_weights_are_loaded_into_a_model_of_the_same_make(project, tmp_path, method):
     prepared = project.prepare(use_method(method))
     save_model(prepared.model, prepared.about, tmp_path / "saved")
@@ -114,6 +119,66 @@ def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         load_model(saved)
+
+
+def test_an_adapter_without_its_files_is_not_read_as_heads_alone(saved):
+    for name in (ADAPTER, CONFIG):
+        (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=CONFIG):
+        load_model(saved)
+
+
+def test_a_model_saved_before_there_were_kinds_is_an_adapter(project, saved):
+    new = load_model(saved)
+    about = json.loads((saved / ABOUT).read_text())
+    assert about.pop("encoder") == "adapter"
+    (saved / ABOUT).write_text(json.dumps(about))
+    assert torch.equal(logits(*load_model(saved)), logits(*new))
+
+
+def test_a_kind_that_does_not_exist_is_refused(saved):
+    change_json(saved / ABOUT, encoder="adaptor")
+    with pytest.raises(ConfigError, match="'encoder': Input should be 'adapter', 'full' or 'frozen'"):
+        load_model(saved)
+
+
+def foreign_pickle(path):
+    torch.save({"weights": torch.ones(3)}, path)
+
+
+def foreign_names(path):
+    save_file({f"foreign.{key}": value for key, value in load_file(path).items()}, path)
+
+
+def another_size(path):
+    tensors = load_file(path)
+    tensors["embeddings.word_embeddings.weight"] = torch.ones(7, 32)
+    save_file(tensors, path)
+
+
+def one_missing(path):
+    save_file(dict(list(load_file(path).items())[1:]), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (Path.unlink, "no file"),
+        (cut, "damaged or no safetensors file"),
+        (foreign_pickle, "damaged or no safetensors file"),
+        (foreign_names, "does not fit the base"),
+        (another_size, "does not fit the base"),
+        (one_missing, "does not fit the base"),
+    ],
+)
+def test_weights_of_the_encoder_that_cannot_be_used_are_named(project, tmp_path, spoil, says):
+    prepared = project.prepare(use_method("full_fine_tuning"))
+    save_model(prepared.model, prepared.about, tmp_path)
+    spoil(tmp_path / ENCODER)
+    for load in (lambda: load_model(tmp_path), lambda: load_weights(prepared.model, tmp_path)):
+        with pytest.raises(CheckpointError, match=says) as caught:
+            load()
+        assert str(tmp_path / ENCODER) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [ABOUT, CONFIG])

@@ -1,5 +1,5 @@
-"""The tiny project of helpers_runs, for this folder's tests."""
+"""The tiny project of helpers_runs, and the command line in this process, for this folder's tests."""
 
-from helpers_runs import _quiet_root, project, trained
+from helpers_runs import _quiet_root, cli, project, trained
 
-__all__ = ["_quiet_root", "project", "trained"]
+__all__ = ["_quiet_root", "cli", "project", "trained"]

@@ -11,17 +11,17 @@ from sys import executable
 import pytest
 import torch
 
-from helpers_runs import METHODS, AtStep, assert_same_state, environment, log_of, randomise, use_method
+from helpers_runs import EVERY_METHOD, AtStep, assert_same_state, environment, log_of, randomise, use_method
 from tasklora.errors import CheckpointError, NonFiniteLossError
 from tasklora.tasks import load_model, read_safetensors
 from tasklora.training import InterruptedRun, RunDirectory, train_recipe
 
-WEIGHTS = ("adapter_model.safetensors", "heads.safetensors")
 DROPOUT = "model.head_dropout=0.3"  # so that a resumed run must have the right random numbers too
 
 
 def weights_of(directory):
-    return {f"{name}/{key}": value for name in WEIGHTS for key, value in read_safetensors(directory / name).items()}
+    files = directory.glob("*.safetensors")
+    return {f"{file.name}/{key}": value for file in files for key, value in read_safetensors(file).items()}
 
 
 def ctrl_c(**_):
@@ -70,7 +70,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(project, whole, tmp_path, ste
     assert results.training.model_dump(exclude={"seconds"}) == whole[1].training.model_dump(exclude={"seconds"})
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "mtl_lora"])
+@pytest.mark.parametrize("method", [method for method in EVERY_METHOD if method != "mtl_lora"])
 def test_so_with_every_method_accumulation_and_evaluation_by_steps(project, tmp_path, method):
     accumulate = ("training.batch_size=8", "training.gradient_accumulation_steps=2")
     recipe = project.load(DROPOUT, use_method(method), "training.evaluate_every=5", *accumulate)

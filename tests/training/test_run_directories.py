@@ -53,6 +53,8 @@ def test_a_run_directory_is_complete(trained):
         "final",
         "results.json",
         "log.jsonl",
+        "predictions.jsonl",
+        "diagnostics.json",
     }
     manifest = json.loads((trained.path / "manifest.json").read_text())
     assert (manifest["format"], manifest["command"], manifest["seed"]) == (

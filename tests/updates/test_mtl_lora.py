@@ -1,8 +1,9 @@
 """MTL-LoRA is what its paper says, written out term by term; and its start is the published one."""
 
+import pytest
 import torch
 
-from helpers_updates import IN, OUT, build, close, ids, mtl_lora, randn
+from helpers_updates import IN, OUT, build, close, ids, mtl_lora, randn, randomize
 
 
 def test_equation_of_the_paper():
@@ -33,3 +34,18 @@ def test_a_low_temperature_chooses_one_projection():
     gates = update.gates(torch.arange(4))
     assert torch.equal(gates.sort(dim=-1).values, torch.tensor([[0.0, 1.0]] * 4, dtype=torch.float64))
     assert torch.isfinite(gates).all()
+
+
+@pytest.mark.parametrize("task_matrix", ["full", "diagonal"])
+def test_diagnostics(task_matrix):
+    """The weights of the up-projections, and the change of Λ_t relative to √r, the length of the identity."""
+    update = build(mtl_lora(3, 2, task_matrix, temperature=0.2), random=False)
+    assert update.diagnostics()["task_matrix_change"].tolist() == [0.0] * 4
+    randomize(update)
+    found = update.diagnostics()
+    routing = torch.exp(update.w / 0.2)
+    close(found["up_projection_weights"], routing / routing.sum(dim=1, keepdim=True))
+    close(found["up_projection_weights"].sum(dim=1), torch.ones(4, dtype=torch.float64))
+    matrices = update.Lambda if task_matrix == "full" else torch.diag_embed(update.Lambda)
+    change = torch.stack([torch.linalg.norm(matrix - torch.eye(3)) for matrix in matrices]) / 3**0.5
+    close(found["task_matrix_change"], change)

@@ -82,9 +82,12 @@ def _pearson(labels: Array, predictions: Array, counts: Counts) -> Array:
     x, y = labels - labels.mean(), predictions - predictions.mean()  # centred first: less cancellation
     rows = counts.sum(axis=1)
     mean_x, mean_y = counts @ x / rows, counts @ y / rows
+    square_x, square_y = counts @ x**2 / rows, counts @ y**2 / rows
     covariance = counts @ (x * y) / rows - mean_x * mean_y
-    variance = (counts @ x**2 / rows - mean_x**2) * (counts @ y**2 / rows - mean_y**2)
-    return np.where(variance > 0, covariance / np.sqrt(np.maximum(variance, 0)), np.nan)
+    variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
+    # What rounding leaves of the variance of a constant is not zero, but far below this.
+    varies = (variance_x > 1e-12 * square_x) & (variance_y > 1e-12 * square_y)
+    return np.where(varies, covariance / np.sqrt(np.where(varies, variance_x * variance_y, 1.0)), np.nan)
 
 
 def _rmse(labels: Array, predictions: Array, counts: Counts) -> Array:

@@ -68,7 +68,8 @@ def read_predictions(path: Path) -> dict[str, ScoredRows]:
     """
     records: dict[str, list[dict[str, Any]]] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines(), which ends a line at U+2028 and the like too: JSON leaves them in texts as they are.
+        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
             record = json.loads(line)
             records.setdefault(record["task"], []).append(record)
         return {task: _scored(of_task) for task, of_task in records.items()}

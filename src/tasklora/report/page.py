@@ -135,6 +135,7 @@ def _facts(source: Source) -> dict[str, str]:
         "budget": f"{results.steps} steps on {_range(rows)} training rows a task",
         "scored on": f"{_range(scored)} rows a task of {results.split}",
         "search": _search(source),
+        "time": "" if source.comparison else _time(source),
         "command": results.command,
         "commit": results.commit or "unknown",
         "machine": ", ".join(f"{key} {value}" for key, value in results.machine.items()),
@@ -154,6 +155,11 @@ def _search(source: Source) -> str:
         f"{trials} settings per method ({'; '.join(results.search)}), tried with seed {results.seeds[0]}, chosen by "
         "the average on tune"
     )
+
+
+def _time(source: Source) -> str:
+    training, scoring = source.shown.results.training.seconds, source.shown.results.evaluation_seconds
+    return f"{training:,.0f} s of training, scoring of tune rows included, and {scoring:,.0f} s of scoring"
 
 
 def _range(numbers: list[int]) -> str:

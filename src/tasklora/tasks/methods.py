@@ -5,8 +5,8 @@ A recipe names one of :data:`TRAINING_METHODS`. A new method of the family appea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ class TrainingMethod:
         encoder: what is trained and saved of the encoder: an adapter, all of it, or nothing.
         options: the names of its options.
         config: (task names, options) → PEFT config; None where there is no adapter.
+        scale: the rank and α that it has where an option does not say; PEFT's own α is not the family's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TrainingMethod:
     encoder: EncoderKind
     options: frozenset[str] = frozenset()
     config: Config | None = None
+    scale: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
@@ -90,7 +92,11 @@ def _family(config_cls: Any, tasks: list[str], options: dict[str, Any]) -> PeftC
 
 
 def _option_names(config_cls: Any) -> frozenset[str]:
-    return frozenset(field.name for field in fields(config_cls)) - {"tasks"}
+    return frozenset(option.name for option in fields(config_cls)) - {"tasks"}
+
+
+def _scale(config_cls: Any) -> dict[str, Any]:
+    return {option.name: option.default for option in fields(config_cls) if option.name in ("r", "lora_alpha")}
 
 
 TRAINING_METHODS: dict[str, TrainingMethod] = {
@@ -103,10 +109,13 @@ TRAINING_METHODS: dict[str, TrainingMethod] = {
                 "adapter",
                 _option_names(family.config_cls),
                 partial(_family, family.config_cls),
+                _scale(family.config_cls),
             )
             for family in METHODS.values()
         ),
-        TrainingMethod("lora", "one LoRA for all tasks", "adapter", _option_names(LoraConfig), _plain_lora),
+        TrainingMethod(
+            "lora", "one LoRA for all tasks", "adapter", _option_names(LoraConfig), _plain_lora, _scale(LoraConfig)
+        ),
         TrainingMethod("full_fine_tuning", "full fine-tuning", "full"),
         TrainingMethod("heads_only", "heads only", "frozen"),
     )

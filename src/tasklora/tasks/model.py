@@ -218,7 +218,7 @@ class MultiTaskModel(nn.Module):
             return self._embed(**inputs)
         parts = []
         for rows in groups:
-            longest = int(lengths[rows].max())
+            longest = max(1, int(lengths[rows].max()))  # rows without a token are all padding
             cut = {name: value[rows] for name, value in inputs.items()}
             parts.append(self._embed(**{name: v[:, :longest] if v.dim() > 1 else v for name, v in cut.items()}))
         return torch.cat(parts)[torch.cat(groups).argsort()]

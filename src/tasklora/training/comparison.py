@@ -8,6 +8,7 @@ so a comparison that is run again skips the cells that are finished, whatever el
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import shutil
@@ -38,10 +39,10 @@ from tasklora.evaluation import (
     source_commit,
     write_text_whole,
 )
-from tasklora.evaluation.results import COMPARISON_FILE, RESULTS_FILE
-from tasklora.tasks import Strict, parse, training_method
+from tasklora.evaluation.results import COMPARISON_FILE, RECIPE_FILE, RESULTS_FILE
+from tasklora.tasks import Strict, parse
 from tasklora.training.callbacks import progress_display
-from tasklora.training.contenders import contender, title_of
+from tasklora.training.contenders import MATCHED_LORA, contender, title_of
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe, changed
 from tasklora.training.run import count_recipe_parameters, load_recipe_data, train_recipe
@@ -115,8 +116,12 @@ class ComparisonDirectory:
 
     @property
     def is_comparison(self) -> bool:
-        """Whether the directory holds a comparison."""
-        return self.plan_file.is_file()
+        """Whether the directory holds a comparison. Others may write a comparison.json too, so the format counts."""
+        try:
+            plan = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(plan, dict) and plan.get("format") == Plan.model_fields["format"].default
 
     def plan(self) -> Plan:
         """Return what is compared.
@@ -157,8 +162,13 @@ class ComparisonDirectory:
                     "Choose another (--output)."
                 )
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text_whole(self.plan_file, plan.model_dump_json(indent=2) + "\n")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text_whole(self.plan_file, plan.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
+            ) from None
 
     def cell(self, recipe: Recipe, method: str, settings: Settings, seed: int) -> Cell:
         """Return the cell of a method's recipe with some settings and a seed."""
@@ -226,7 +236,7 @@ def compare_methods(
         for method, cells in trial_cells.items():
             for cell in cells:
                 runner.finish(cell)
-            best = max(cells, key=_tune_average)  # the first of equals
+            best = max(cells, key=lambda cell: (cell.failure is None, _tune_average(cell)))  # the first of equals
             chosen[method] = [best]
             if best.failure is None:
                 made = contenders[method]
@@ -259,12 +269,12 @@ def _plan(
         )
     grids = [parse_grid(text, methods) for text in search]
     trials = {method: trials_of(method, grids) for method in methods}
+    if any(settings.keys() & {"method.r", "method.lora_alpha"} for settings in trials.get(MATCHED_LORA, [])):
+        raise ConfigError(f"the rank of '{MATCHED_LORA}' follows from the recipe's parameters and is not searched.")
     check_same_effort(trials)
     for method, made in contenders.items():
         for settings in trials[method]:
-            tried = changed(made, settings)
-            training_method(tried.method.name).check(tried.method.options)
-        count_recipe_parameters(made)  # says what is wrong with the method's options on this base
+            count_recipe_parameters(changed(made, settings))  # says what is wrong with the options on this base
     rows = {}
     for seed in seeds:
         data = load_recipe_data(changed(recipe, {"training.seed": seed}), recipe.task_specs())
@@ -306,11 +316,14 @@ class _CellRunner:
 
     def _run(self, cell: Cell) -> str:
         resume = cell.run.is_run and cell.run.latest_checkpoint() is not None
+        if resume:  # the recipe is the same, but its rows may have moved since
+            write_text_whole(cell.run.path / RECIPE_FILE, cell.recipe.to_yaml())
+        else:  # begun again, whatever a kill has left of it
+            shutil.rmtree(cell.run.path, ignore_errors=True)
         try:
             results, _ = train_recipe(
                 cell.recipe,
                 cell.run.path,
-                overwrite=True,  # an unfinished cell without a checkpoint is begun again
                 resume=resume,
                 command=self.command,
                 progress=self.progress,
@@ -319,8 +332,9 @@ class _CellRunner:
             write_text_whole(cell.run.path / FAILED_FILE, json.dumps({"error": str(error)}) + "\n")
             return f"[yellow]failed[/yellow]: {error}"
         except InterruptedRun:
-            raise InterruptedRun("interrupted; finished runs are kept. The same command goes on.") from None
+            raise InterruptedRun("interrupted in a run; finished ones are kept. The same command goes on.") from None
         shutil.rmtree(cell.run.checkpoints, ignore_errors=True)  # a finished run needs none; many runs need the room
+        gc.collect()  # trainer and model hold each other, and Python does not see how large their tensors are
         (scores,) = results.scores.values()
         tune = results.training.best_tune_average
         return (

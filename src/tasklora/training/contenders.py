@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import TRAINING_METHODS, parse, training_method
 from tasklora.training.recipe import Recipe, changed
@@ -35,16 +37,21 @@ def contender(recipe: Recipe, method: str) -> Recipe:
     if method == recipe.method.name:
         return recipe
     other = training_method("lora" if method == MATCHED_LORA else method)
-    options = {key: value for key, value in recipe.method.options.items() if key in other.options}
+    options = {key: value for key, value in _options(recipe).items() if key in other.options}
     data = recipe.model_dump(mode="json")
     data["method"] = {"name": other.name, **options}
     made = parse(Recipe, data, f"the recipe with {method}")
     return _matched(recipe, made) if method == MATCHED_LORA else made
 
 
+def _options(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's options of the method with the rank and scale that hold where it names none."""
+    return {**training_method(recipe.method.name).scale, **recipe.method.options}
+
+
 def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
     """Return `lora` at the rank whose number of low-rank parameters is nearest to that of `recipe`."""
-    options = recipe.method.options
+    options = _options(recipe)
     if training_method(recipe.method.name).encoder != "adapter" or "rank_pattern" in options:
         raise ConfigError(
             f"'{MATCHED_LORA}' matches the parameters of the recipe's method, which must be an adapter of one rank; "
@@ -53,7 +60,7 @@ def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
     wanted = _low_rank(recipe)
     per_rank = _low_rank(changed(lora, {"method.r": 1}))
     rank = max(1, round(wanted / per_rank))
-    scale = options.get("lora_alpha", 16) / options.get("r", 8)
+    scale = options["lora_alpha"] / options["r"]
     return changed(lora, {"method.r": rank, "method.lora_alpha": scale * rank})
 
 

@@ -126,7 +126,7 @@ class TrainingSection(Strict):
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_grad_norm: float = pydantic.Field(1.0, ge=0)
     mixing: MixingSection = MixingSection()
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     evaluate_every: Literal["epoch"] | Positive = "epoch"
     early_stopping_patience: Positive | None = None
     precision: Literal["float32", "bfloat16"] = "float32"

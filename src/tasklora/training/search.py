@@ -27,7 +27,14 @@ SHORT_NAMES = {
 """Short names of keys that are often searched; any key of training, model or method can be given in full."""
 
 # A search over these would compare runs that are not comparable, or change what is compared.
-_FIXED = {"training.seed", "training.report_to", "model.name", "method.name"}
+_FIXED = {
+    "training.seed",
+    "training.report_to",
+    "model.name",
+    "model.revision",
+    "model.trust_remote_code",
+    "method.name",
+}
 
 Settings = dict[str, Any]
 """Recipe key → value."""
@@ -60,9 +67,10 @@ def parse_grid(text: str, methods: Sequence[str]) -> Grid:
     """
     head, equals, tail = text.partition("=")
     method, colon, key = head.rpartition(":")
-    values = tuple(_value(part) for part in tail.split(",") if part.strip())
-    if not equals or not values:
+    parts = tail.split(",")
+    if not equals or not all(part.strip() for part in parts):
         raise ConfigError(f"'{text}' is no search; write KEY=VALUE,VALUE,…, e.g. lr=3e-4,1e-3,3e-3.")
+    values = tuple(_value(part) for part in parts)
     if colon and method not in methods:
         raise ConfigError(
             f"the search '{text}' is for '{method}', which is not compared.{did_you_mean(method, methods)} "
@@ -77,7 +85,15 @@ def trials_of(method: str, grids: Sequence[Grid]) -> list[Settings]:
     """Return the settings that are tried for a method: the product of its grids; one trial without any.
 
     A grid for the method itself stands in place of the one for all methods over the same key.
+
+    Raises:
+        ConfigError: if two grids of the same scope are over one key.
     """
+    for scope in (None, method):
+        keys = [grid.key for grid in grids if grid.method == scope]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"{key} is searched twice; give all its values in one search.")
     chosen = {grid.key: grid for grid in grids if grid.method is None}
     chosen.update({grid.key: grid for grid in grids if grid.method == method})
     return [
@@ -101,7 +117,13 @@ def _value(text: str) -> Any:
     try:
         number = float(text)
     except ValueError:
-        return yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = [text]  # part of a list, whose commas separate values here
+        if isinstance(value, (list, dict)):
+            raise ConfigError(f"a search cannot try the value {text!r}: it takes numbers and words.") from None
+        return value
     if not math.isfinite(number):
         raise ConfigError(f"a search cannot try the value {text!r}.")
     return int(number) if number.is_integer() and text.strip().lstrip("+-").isdigit() else number
