@@ -14,7 +14,7 @@ from helpers_runs import EVERY_METHOD, TASKS, use_method, write_rows
 from tasklora.errors import ConfigError, DataError, OutputError
 from tasklora.evaluation import ComparisonResults, RunResults
 from tasklora.training import RunDirectory, compare_methods, count_recipe_parameters, load_recipe
-from tasklora.training.comparison import ComparisonDirectory
+from tasklora.training.comparison_directory import ComparisonDirectory
 from tasklora.training.contenders import contender
 
 METHODS = ["mtl_lora", "lora"]

@@ -1,7 +1,8 @@
 """Training on several tasks at once: recipes, mixing, the trainer, and the run directory."""
 
 from tasklora.errors import InterruptedRun
-from tasklora.training.comparison import ComparisonDirectory, compare_methods
+from tasklora.training.comparison import compare_methods
+from tasklora.training.comparison_directory import ComparisonDirectory
 from tasklora.training.directory import RunDirectory
 from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
 from tasklora.training.recipe import Recipe, load_recipe
