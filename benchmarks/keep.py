@@ -1,7 +1,7 @@
 """Keeps the results of a finished run or comparison: ``python benchmarks/keep.py DIRECTORY NAME``.
 
 They become benchmarks/results/NAME.json, and ``make docs`` writes the docs' tables and figures from there. A result is
-kept only if it can be repeated: made at one known commit without local changes, by a command that names no place of one
+kept only if it can be repeated: made at known commits without local changes, by a command that names no place of one
 machine.
 """
 
@@ -29,8 +29,8 @@ def main(directory: str, name: str) -> None:
             commits = {results.commit}
     except TaskLoraError as error:
         sys.exit(f"error: {error}")
-    if len(commits) > 1 or None in commits or any(str(commit).endswith("+changes") for commit in commits):
-        sys.exit(f"error: made at commit(s) {commits}: commit your changes and make it again, at one commit.")
+    if None in commits or any(str(commit).endswith("+changes") for commit in commits):
+        sys.exit(f"error: made at commit(s) {commits}: commit your changes and make it again.")
     absolute = [part for part in results.command.split() if Path(part.rpartition("=")[2]).is_absolute()]
     if absolute:
         sys.exit(f"error: the command names {absolute}: run it with relative paths.")

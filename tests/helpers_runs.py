@@ -138,6 +138,7 @@ class Project:
             recipe.training.mixing,
             recipe.loss_weights(),
             recipe.training.group_by_length,
+            recipe.method.options.get("encoder_learning_rate"),
         )
 
 
@@ -251,7 +252,7 @@ def _quiet_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def use_method(name: str) -> str:
     """Return the override that makes a recipe train a method, at rank 4 if it has one."""
-    return f"method={{name: {name}{', r: 4, lora_alpha: 8' if TRAINING_METHODS[name].options else ''}}}"
+    return f"method={{name: {name}{', r: 4, lora_alpha: 8' if 'r' in TRAINING_METHODS[name].options else ''}}}"
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, scale: float = 0.3) -> None:

@@ -62,3 +62,29 @@ def test_options_of_a_method_that_has_none_are_refused():
         ConfigError, match=r"unknown method 'head_only'\. Did you mean 'heads_only'\? Methods: mtl_lora"
     ):
         training_method("head_only")
+
+
+@pytest.mark.parametrize("rate", [0, -1e-4, "fast", float("nan"), True])
+def test_a_learning_rate_of_the_encoder_that_is_none_is_refused(rate):
+    with pytest.raises(ConfigError, match="encoder_learning_rate must be a positive number, got"):
+        training_method("full_fine_tuning").check({"encoder_learning_rate": rate})
+
+
+def test_full_fine_tuning_may_give_the_encoder_a_learning_rate_of_its_own(project, tmp_path):
+    method = "method={name: full_fine_tuning, encoder_learning_rate: 1.0e-9}"
+    options = (method, "training.max_steps=2", "training.learning_rate=0.1", "training.group_by_length=false")
+    trainer = project.trainer(tmp_path, *options)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {
+        name: (parameter - before[name]).abs().max().item()
+        for name, parameter in trainer.model.named_parameters()
+        if name in expected_names(trainer.model, "full_fine_tuning")
+    }
+    heads = [change for name, change in moved.items() if name.startswith("heads.")]
+    encoder = [change for name, change in moved.items() if not name.startswith("heads.")]
+    assert min(heads) > 1e-3  # Adam moves each weight by about its learning rate a step
+    assert max(encoder) < 1e-7
+    groups = trainer.optimizer.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(moved)
+    assert {group["initial_lr"] for group in groups} == {1e-9, 0.1}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tasklora.errors import CheckpointError, listing
 from tasklora.evaluation.bootstrap import Counts, resample_counts, resampled_metric
 from tasklora.evaluation.predictions import ScoredRows
-from tasklora.evaluation.results import ParameterCounts, RunResults, source_commit, write_text_whole
+from tasklora.evaluation.results import ParameterCounts, RunResults, write_text_whole
 from tasklora.tasks import METRICS, Split, Strict, TaskSpec, parse
 
 Array = NDArray[np.float64]
@@ -115,13 +115,14 @@ class ComparisonResults(Strict):
         rows: task → rows scored.
         training_rows: task → training rows.
         steps: optimiser steps of each run.
+        commits: those that the reported runs were made at; None stands for an unknown one.
     """
 
     format: Literal["tasklora/comparison-results"] = "tasklora/comparison-results"
     version: Literal[1] = 1
     created: str
     command: str
-    commit: str | None
+    commits: list[str | None]
     main: str
     baseline: str
     suite: str
@@ -242,7 +243,7 @@ def compare_cells(
     return ComparisonResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
-        commit=first.commit or source_commit(),
+        commits=sorted({cell.results.commit for of_method in whole.values() for cell in of_method}, key=str),
         main=main,
         baseline=baseline,
         suite=first.suite,

@@ -137,7 +137,7 @@ def _facts(source: Source) -> dict[str, str]:
         "search": _search(source),
         "time": "" if source.comparison else _time(source),
         "command": results.command,
-        "commit": results.commit or "unknown",
+        "commit": ", ".join(commit or "unknown" for commit in results.commits),
         "machine": ", ".join(f"{key} {value}" for key, value in results.machine.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
     }

@@ -16,6 +16,11 @@ from torch import nn
 from tasklora.errors import ConfigError, TaskLoraError, did_you_mean, first_line
 from tasklora.tasks.saved_model import EncoderKind
 from tasklora.tuner import METHODS
+from tasklora.updates import is_number
+
+# Pretrained weights bear a far smaller learning rate than heads that begin at random: full fine-tuning at one rate for
+# both would either spoil the encoder or leave the heads untrained.
+ENCODER_LEARNING_RATE = "encoder_learning_rate"
 
 Config = Callable[[list[str], dict[str, Any]], PeftConfig]
 
@@ -50,6 +55,9 @@ class TrainingMethod:
                 raise ConfigError(
                     f"method '{self.name}' has no option '{key}'.{did_you_mean(key, self.options)} {valid}"
                 )
+        rate = options.get(ENCODER_LEARNING_RATE)
+        if rate is not None and (not is_number(rate) or rate <= 0):
+            raise ConfigError(f"method.{ENCODER_LEARNING_RATE} must be a positive number, got {rate!r}.")
 
     def adapt(self, base: nn.Module, tasks: list[str], options: dict[str, Any]) -> nn.Module:
         """Return the encoder that is trained, made of `base`, which it takes over.
@@ -116,7 +124,7 @@ TRAINING_METHODS: dict[str, TrainingMethod] = {
         TrainingMethod(
             "lora", "one LoRA for all tasks", "adapter", _option_names(LoraConfig), _plain_lora, _scale(LoraConfig)
         ),
-        TrainingMethod("full_fine_tuning", "full fine-tuning", "full"),
+        TrainingMethod("full_fine_tuning", "full fine-tuning", "full", frozenset({ENCODER_LEARNING_RATE})),
         TrainingMethod("heads_only", "heads only", "frozen"),
     )
 }

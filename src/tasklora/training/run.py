@@ -54,6 +54,7 @@ from tasklora.tasks import (
     save_model,
     training_method,
 )
+from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
@@ -209,6 +210,7 @@ def train_recipe(
         recipe.training.mixing,
         recipe.loss_weights(),
         recipe.training.group_by_length,
+        recipe.method.options.get(ENCODER_LEARNING_RATE),
         callbacks=[JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt],
     )
     for default in (PrinterCallback, ProgressCallback):

@@ -45,6 +45,7 @@ class MultiTaskTrainer(Trainer):
         mixing: how often each task is drawn.
         loss_weights: task name → λ_t.
         group_by_length: put rows of similar length into the same batch, whatever their tasks: less padding.
+        encoder_learning_rate: peak learning rate of the encoder; None for that of the heads.
         callbacks: further callbacks.
 
     Raises:
@@ -64,6 +65,7 @@ class MultiTaskTrainer(Trainer):
         mixing: MixingSection | None = None,
         loss_weights: Mapping[str, float] | None = None,
         group_by_length: bool = True,
+        encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         mixing = mixing or MixingSection()
@@ -90,6 +92,7 @@ class MultiTaskTrainer(Trainer):
         self.about = about
         self.tune_rows = tune_rows
         self.group_by_length = group_by_length
+        self.encoder_learning_rate = encoder_learning_rate
         self.rows_per_epoch = dict(
             zip(train_rows, rows_per_epoch(mixed.sizes, mixing.strategy, mixing.temperature, mixing.cap), strict=True)
         )
@@ -214,6 +217,23 @@ class MultiTaskTrainer(Trainer):
             for name in module.no_decay_parameters
         }
         return [name for name in super().get_decay_parameter_names(model) if name not in without]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimiser; the encoder's weights have a learning rate of their own if one was given."""
+        made = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if made and self.encoder_learning_rate is not None:
+            inner: Any = self.accelerator.unwrap_model(self.model)
+            encoder = {id(parameter) for parameter in inner.encoder.parameters()}
+            groups = []
+            for group in optimizer.param_groups:
+                parts = [[p for p in group["params"] if (id(p) in encoder) is inside] for inside in (True, False)]
+                rates = (self.encoder_learning_rate, group["lr"])
+                groups += [
+                    {**group, "params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part
+                ]
+            optimizer.param_groups[:] = groups
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save adapter and heads; the frozen base is not written."""

@@ -5,7 +5,7 @@
 Nothing here knows PEFT or transformers; see :mod:`tasklora.updates.base` for the three kinds of update.
 """
 
-from tasklora.updates.base import BankUpdate, CoreUpdate, LowRankUpdate, UpdateOptions
+from tasklora.updates.base import BankUpdate, CoreUpdate, LowRankUpdate, UpdateOptions, is_number
 from tasklora.updates.context import TaskAssignment, TaskContext, TaskNames, with_row_factor
 from tasklora.updates.lora import LoraCore
 from tasklora.updates.mtl_lora import MTLLora, MTLLoraOptions
@@ -24,5 +24,6 @@ __all__ = [
     "TaskContext",
     "TaskNames",
     "UpdateOptions",
+    "is_number",
     "with_row_factor",
 ]
