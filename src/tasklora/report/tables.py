@@ -137,10 +137,10 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
     notes += [f"{method.title} failed: {method.failures[0]}" for method in results.methods if method.failures]
     methods.caption = "\n".join(notes) or None
     tasks = Table(title="mean score per task", title_justify="left")
-    tasks.add_column("method", no_wrap=True)
-    for task, metric in results.metrics.items():
-        tasks.add_column(f"{task}\n{metric}", justify="right", overflow="fold")
+    tasks.add_column("task", no_wrap=True)
     for method in done:
-        means = (method.tasks[task].mean if task in method.tasks else None for task in results.metrics)
-        tasks.add_row(method.name, *(numbers.number(mean) for mean in means))
+        tasks.add_column(method.title, justify="right")  # titles wrap at their words, where names would be cut
+    for task, metric in results.metrics.items():
+        means = (method.tasks[task].mean if task in method.tasks else None for method in done)
+        tasks.add_row(f"{task} [dim]{metric}[/dim]", *(numbers.number(mean) for mean in means))
     return [methods, tasks]
