@@ -5,11 +5,13 @@ A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end gene
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
 import typing
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import pydantic
 import typer
 
 from tasklora.cli.app import app
-from tasklora.report import methods_markdown
+from tasklora.evaluation import ComparisonResults
+from tasklora.report import figures, methods_markdown, numbers
+from tasklora.report.loading import Source
+from tasklora.report.svg import Picture
 from tasklora.training import recipe as recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,66 +106,139 @@ def _type(annotation: Any) -> str:
     return str(getattr(annotation, "__name__", annotation))
 
 
-def glue() -> str:
-    """Return the scores of the kept GLUE runs."""
-    return _score_table("glue-minilm-*.json")
+def comparison(name: str) -> Callable[[], str]:
+    """Return what writes the tables of a kept comparison, with how it was made."""
+
+    def write() -> str:
+        results = kept(name)
+        return f"{_methods(results)}\n{_tasks(results)}\n{_trials(results)}{_provenance(results)}"
+
+    return write
 
 
-def demo() -> str:
-    """Return the scores of the kept demo run."""
-    return _score_table("demo-*.json")
+def summary(name: str) -> Callable[[], str]:
+    """Return what writes the table of methods of a kept comparison."""
+    return lambda: f"{_methods(kept(name))}\n{_provenance(kept(name))}"
 
 
-def _score_table(pattern: str) -> str:
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
-    if not runs:
-        return "No run is kept yet.\n"
-    tasks = runs[0]["scores"]["validation"]["tasks"]
-    untrained = ["untrained"] if runs[0]["untrained"] else []
-    header = ["task", "metric", "rows", *untrained, *(run["method"] for run in runs)]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for name, task in tasks.items():
-        cells = [name, task["primary"], str(task["rows"])]
-        cells += [_score(_task(runs[0], "untrained", name)) for _ in untrained]
-        lines.append("| " + " | ".join(cells + [_score(_task(run, "scores", name)) for run in runs]) + " |")
-    averages = [_score(runs[0]["untrained"]["validation"]["average"]) for _ in untrained]
-    averages += [_score(run["scores"]["validation"]["average"]) for run in runs]
-    lines.append("| **average** | | | " + " | ".join(averages) + " |")
-    trained = [f"{run['parameters']['trainable']:,}" for run in runs]
-    lines.append("| trainable parameters | | | " + "| " * len(untrained) + " | ".join(trained) + " |")
-    lines.append("")
-    for run in runs:
-        rows = sorted(set(run["training"]["rows_per_task"].values()))
-        lines.append(
-            f"`{run['method']}` on {run['base'].rpartition('/')[2]}: one run, seed {run['seed']}, "
-            f"{rows[0] if len(rows) == 1 else f'{rows[0]} to {rows[-1]}'} training rows a task, "
-            f"{run['training']['steps']} steps; `{run['command']}` at commit `{run['commit'][:12]}`."
+def kept(name: str) -> ComparisonResults:
+    """Return a kept comparison."""
+    return ComparisonResults.read(RESULTS / f"{name}.json")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _methods(results: ComparisonResults) -> str:
+    rows = [
+        [
+            method.title + (" (baseline)" if method.name == results.baseline else ""),
+            f"{method.parameters.trainable:,}" if method.parameters else "–",
+            numbers.estimate(method.average),
+            numbers.interval(method.average),
+            numbers.difference(method.difference),
+            numbers.percent(method.delta_m),
+        ]
+        for method in results.methods
+    ]
+    return _table(["method", "trainable", "average", "95 % interval", "minus baseline (95 %)", "Δm, %"], rows)
+
+
+def _tasks(results: ComparisonResults) -> str:
+    rows = [
+        [task, metric, f"{results.rows[task]:,}"]
+        + [numbers.estimate(method.tasks.get(task)) for method in results.methods]
+        for task, metric in results.metrics.items()
+    ]
+    return _table(["task", "metric", "rows", *(method.title for method in results.methods)], rows)
+
+
+def _trials(results: ComparisonResults) -> str:
+    if not results.search:
+        return ""
+    rows = []
+    for method in results.methods:
+        tried = ", ".join(
+            f"{'**' if trial.chosen else ''}{' '.join(f'{value:g}' for value in trial.settings.values())}: "
+            f"{numbers.number(trial.tune_average)}{'**' if trial.chosen else ''}"
+            for trial in method.trials
         )
-    return "\n".join(lines) + "\n"
+        rows.append([method.title, tried])
+    return _table(["method", "setting tried: average on tune (**chosen**)"], rows) + "\n"
 
 
-def _task(run: Any, which: str, name: str) -> float | None:
-    split = run[which].get("validation")
-    return split["tasks"][name]["score"] if split else None
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _provenance(results: ComparisonResults) -> str:
+    rows = sorted(set(results.training_rows.values()))
+    said = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
+    seeds = (
+        "seed " + str(results.seeds[0]) if len(results.seeds) == 1 else "seeds " + ", ".join(map(str, results.seeds))
+    )
+    text = (
+        f"{results.suite} on {results.base.rpartition('/')[2]}; {said} training rows a task, {results.steps} steps, "
+        f"{seeds}; mean ± standard deviation over seeds, intervals by bootstrap over seeds and rows."
+    )
+    if results.guarded:
+        text += f" Left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}."
+    commits = " and ".join(f"`{(commit or 'unknown')[:12]}`" for commit in results.commits)
+    return f"{text} `{results.command}` at commit {commits}.\n"
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "cli": cli,
     "recipes": recipe_keys,
-    "glue": glue,
-    "demo": demo,
+    "glue": comparison("glue-comparison"),
+    "glue_methods": summary("glue-comparison"),
+    "demo": comparison("demo-comparison"),
 }
+
+# file in docs/figures → (kept comparison, what draws it)
+FIGURES: dict[str, tuple[str, Callable[[Source], Picture]]] = {
+    "glue-differences.svg": ("glue-comparison", figures.differences),
+    "glue-score-and-size.svg": ("glue-comparison", figures.score_and_size),
+}
+
+
+def figure(name: str) -> str:
+    """Return a figure as a file that follows the reader's light or dark mode; its first line says what it is from."""
+    result, draw = FIGURES[name]
+    results = kept(result)
+    picture = draw(Source(result, results, {}))
+    css = (resources.files("tasklora.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{.*?\n *\}", css, re.DOTALL)[:2]
+    style = (
+        f"<style>{light} @media (prefers-color-scheme: dark) {{ {dark} }} svg {{ background: var(--surface); }}</style>"
+    )
+    head, rest = picture.svg.split(">", 1)
+    return f"{_origin(result)}\n{head}>{style}{rest}\n"
+
+
+def _origin(result: str) -> str:
+    """Return the line that ties a figure to its data. The drawing itself may differ with the version of matplotlib."""
+    digest = hashlib.sha256((RESULTS / f"{result}.json").read_bytes()).hexdigest()[:16]
+    return f"<!-- drawn from benchmarks/results/{result}.json, SHA-256 {digest} -->"
+
+
+def stale_figures(check: bool) -> list[str]:
+    """Return the figures that are not drawn from the kept results as they are; draw them unless `check`."""
+    stale = []
+    for name, (result, _) in FIGURES.items():
+        path = ROOT / "docs" / "figures" / name
+        if path.is_file() and path.read_text(encoding="utf-8").startswith(_origin(result)):
+            continue
+        stale.append(path.relative_to(ROOT).as_posix())
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(figure(name), encoding="utf-8")
+    return stale
 
 
 def main() -> None:
     """Write or check every file that has generated parts."""
     check = sys.argv[1:] == ["--check"]
-    stale = []
+    stale = stale_figures(check)
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = path.read_text(encoding="utf-8")
         fresh = PART.sub(lambda part: part[1] + "\n" + PARTS[part[2]]().strip() + "\n\n" + part[3], text)
