@@ -56,7 +56,7 @@ def scores(source: Source) -> Picture:
     }
     if untrained:
         data["untrained"] = untrained
-    return picture("scores", "Scores per task", reading, data, (7.6, _height(rows, methods)), draw)
+    return picture("scores", "Scores per task, with intervals", reading, data, (7.6, _height(rows, methods)), draw)
 
 
 def differences(source: Source) -> Picture:

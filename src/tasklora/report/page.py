@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from tasklora.errors import OutputError
-from tasklora.evaluation import Estimate, MethodResults, package_versions, write_text_whole
+from tasklora.evaluation import Estimate, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers
 from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.loading import Source, load_source
@@ -185,7 +185,6 @@ def _methods_table(source: Source) -> PageTable:
                 Cell(numbers.difference(method.difference), numbers.sortable(method.difference)),
                 Cell(numbers.percent(method.delta_m), numbers.sortable(method.delta_m)),
                 Cell(f"{method.parameters.trainable:,}", method.parameters.trainable),
-                Cell(_settings(method), _settings(method)),
             ]
         )
     return PageTable(
@@ -193,7 +192,7 @@ def _methods_table(source: Source) -> PageTable:
         "Methods",
         f"Averages over the tasks, mean ± standard deviation over {len(results.seeds)} seed(s), with 95 % bootstrap "
         f"intervals over seeds and rows; differences are paired with {results.method(results.baseline).title}.",
-        ["method", "average", "95 % interval", "minus baseline", "Δm, %", "trainable parameters", "chosen settings"],
+        ["method", "average", "95 % interval", "minus baseline", "Δm, %", "trainable parameters"],
         rows,
     )
 
@@ -258,10 +257,6 @@ def _metrics_table(source: Source) -> PageTable:
         ["task", "metric", "rows", "score", "95 % interval"],
         rows,
     )
-
-
-def _settings(method: MethodResults) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in method.settings.items()) or "the recipe's"
 
 
 def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:
