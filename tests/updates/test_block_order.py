@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasklora.updates.ops import BLOCK, block_order
+from tasklora.updates.block_order import BLOCK, block_order
 
 
 @given(st.integers(0, 200), st.integers(1, 40), st.integers(0, 50))

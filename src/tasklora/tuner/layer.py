@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from tasklora.errors import BrokenAdapterError, UnsupportedError
-from tasklora.updates import LowRankUpdate, TaskContext
+from tasklora.updates import LowRankUpdate, TaskContext, add_branch
 
 
 class TaskLoraLayer(nn.Module, BaseTunerLayer):
@@ -59,14 +59,27 @@ class TaskLoraLayer(nn.Module, BaseTunerLayer):
         """
         if self.disable_adapters and self.merged:
             self.unmerge()  # as PEFT's own layers do: "disabled" means the base model's output
+        branches = []
+        in_place = self._base_is_plain()
+        if not (self.disable_adapters or self.merged):
+            for adapter in self.active_adapters:
+                if adapter in self.task_updates:
+                    tasks = self.context.lookup(adapter, x)
+                    x, branch = self._update_of(adapter).branch(x, tasks, in_place)
+                    branches.append(branch)
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for adapter in self.active_adapters:
-            if adapter in self.task_updates:
-                update = self._update_of(adapter)(x, self.context.lookup(adapter, x))
-                result = result + update.to(result.dtype)
+        for branch in branches:
+            result = add_branch(result, branch, in_place)
         return result
+
+    def _base_is_plain(self) -> bool:
+        """Return whether what the base layer returns, forward and backward, is fresh and seen by nobody else.
+
+        True of ``nn.Linear`` itself without hooks. Of a subclass (quantised, sharded) it is not known.
+        """
+        base = self.base_layer
+        hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+        return type(base) is nn.Linear and not any(hooks)
 
     def _update_of(self, adapter: str) -> LowRankUpdate:
         return cast("LowRankUpdate", self.task_updates[adapter])

@@ -9,10 +9,12 @@ from tasklora.updates.base import BankUpdate, CoreUpdate, LowRankUpdate, UpdateO
 from tasklora.updates.context import TaskAssignment, TaskContext, TaskNames, with_row_factor
 from tasklora.updates.lora import LoraCore
 from tasklora.updates.mtl_lora import MTLLora, MTLLoraOptions
+from tasklora.updates.ops import Branch, add_branch
 from tasklora.updates.per_task_lora import PerTaskLora, PerTaskLoraOptions
 
 __all__ = [
     "BankUpdate",
+    "Branch",
     "CoreUpdate",
     "LoraCore",
     "LowRankUpdate",
@@ -24,6 +26,7 @@ __all__ = [
     "TaskContext",
     "TaskNames",
     "UpdateOptions",
+    "add_branch",
     "is_number",
     "with_row_factor",
 ]

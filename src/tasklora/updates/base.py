@@ -24,16 +24,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasklora.errors import ConfigError
+from tasklora.updates.block_order import BlockOrder, block_order
 from tasklora.updates.context import TaskAssignment
-from tasklora.updates.ops import BlockOrder, bank_product, block_order, core_product, grouped_bank_product
+from tasklora.updates.ops import Branch, branch_output, compute_dtype, project_down, rows_of
 
 
 def is_number(value: object) -> bool:
@@ -97,13 +98,25 @@ class LowRankUpdate(nn.Module, ABC):
         self.num_tasks = num_tasks
         self.r = options.r
         self.scaling = options.lora_alpha / options.r
-        self.dropout = nn.Dropout(options.lora_dropout) if options.lora_dropout > 0 else nn.Identity()
+        self.dropout = options.lora_dropout
 
     @abstractmethod
     def reset_parameters(self) -> None:
         """Initialise so that ΔW_t = 0 for every task."""
 
     @abstractmethod
+    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
+        """Return what the base layer is to be given, and what :func:`add_branch` adds to its output.
+
+        Args:
+            x: (rows, …, in_features).
+            tasks: which task each row or token belongs to; None for methods without task ids.
+            in_place: whether the base layer's gradient of x may be written to.
+
+        Returns:
+            x, and the branch.
+        """
+
     def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
         """Return ΔW_t x for each row.
 
@@ -114,6 +127,25 @@ class LowRankUpdate(nn.Module, ABC):
         Returns:
             (rows, …, out_features), in the dtype of `x` (or of autocast).
         """
+        _, branch = self.branch(x, tasks)
+        out = branch_output(branch)
+        return out if torch.is_autocast_enabled(x.device.type) else out.to(x.dtype)
+
+    def _dropout_rate(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        return (*x.shape[:-1], self.out_features)
+
+    def _order(self, tasks: TaskAssignment) -> BlockOrder | None:
+        """Return the order of the tokens of per-token ids, made once per forward; None where rows have their tasks."""
+        if not tasks.per_token:
+            return None
+        ids = tasks.tensor.reshape(-1)
+        occurring = self.num_tasks if tasks.occurring is None else tasks.occurring
+        order = tasks.cached(("blocks", occurring), lambda: block_order(ids, occurring))
+        assert isinstance(order, BlockOrder)
+        return order
 
     @abstractmethod
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
@@ -172,19 +204,39 @@ class CoreUpdate(LowRankUpdate):
 
     def core_of(self, tasks: TaskAssignment | None) -> Tensor:
         """Return the cores of an assignment: of its ids, or Σ_t α_t C_t for its weights."""
+        if tasks is not None and tasks.ids is not None:
+            return self.core(tasks.ids)
         device = next(self.parameters()).device
         if tasks is None:
             return self.core(torch.zeros((), dtype=torch.long, device=device))
-        if tasks.ids is not None:
-            return self.core(tasks.ids)
         table = self.core(torch.arange(self.num_tasks, device=device))  # (T, k_u, k_d); a mixture may need them all
         return torch.einsum("...t,tud->...ud", tasks.tensor.to(table), table)
 
-    def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
-        """Return U C_t D dropout(x); see :meth:`LowRankUpdate.forward`."""
-        h = F.linear(self.dropout(x), self.down().to(x.dtype))  # (rows, …, k_d)
-        mixed = core_product(h, self.core_of(tasks).to(h.dtype))  # (rows, …, k_u)
-        return F.linear(mixed, self.up().to(x.dtype))
+    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
+        """Return U C_t D dropout(x) as a branch; see :meth:`LowRankUpdate.branch`."""
+        x, h = project_down(
+            x, self.down().to(compute_dtype(x)), None, self._dropout_rate(), in_place
+        )  # h (rows, L, k_d)
+        order = None if tasks is None else self._order(tasks)
+        ids = tasks if order is None else TaskAssignment(ids=order.task)
+        core = self._cores(tasks, h.dtype, lambda: self.core_of(ids).to(h.dtype))
+        return x, Branch(h, self.up().to(h.dtype), core, order, self._output_shape(x))
+
+    def _cores(self, tasks: TaskAssignment | None, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+        """Return ``make()``; where nothing is trained, once for all forwards with the same assignment.
+
+        Each step of a generation runs with the same ids, and there the cores would cost as much as their use.
+        """
+        if tasks is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        try:
+            own = cast("dict[str, nn.Parameter]", self._parameters)  # not parameters(), whose walk takes longer
+            state = tuple((parameter.data_ptr(), parameter._version) for parameter in own.values())
+        except RuntimeError:  # made in inference mode: such tensors do not count their changes
+            return make()
+        core = tasks.cached((self, state, dtype), make)
+        assert isinstance(core, Tensor)
+        return core
 
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
         """Return (D, U C_t) or (C_t D, U), whichever has the smaller rank; see :meth:`LowRankUpdate.lora_factors`."""
@@ -207,31 +259,24 @@ class BankUpdate(LowRankUpdate):
     A: nn.Parameter
     B: nn.Parameter
 
-    def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
-        """Return scaling · B_t A_t dropout(x); see :meth:`LowRankUpdate.forward`."""
+    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
+        """Return scaling · B_t A_t dropout(x) as a branch; see :meth:`LowRankUpdate.branch`."""
         assert tasks is not None  # the layer's context has raised before
-        x = self.dropout(x)
+        rate, shape, dtype = self._dropout_rate(), self._output_shape(x), compute_dtype(x)
         if tasks.ids is None:
-            return self._mixture(x, tasks.tensor.to(x.dtype))
-        if tasks.per_token:
-            ids = tasks.ids.reshape(-1)
-            order = tasks.cached(("blocks", self.num_tasks), lambda: block_order(ids, self.num_tasks))
-            assert isinstance(order, BlockOrder)
-            return grouped_bank_product(x, *self._factors(order.task, x.dtype), order)
-        return bank_product(x, *self._factors(tasks.ids, x.dtype))
+            x, h = project_down(x, self.A.to(dtype).flatten(0, 1), None, rate, in_place)  # D (T·r, in)
+            up = (self.B * self.scaling).to(h.dtype).transpose(0, 1).flatten(1)  # [B_1 … B_T] (out, T·r)
+            return x, Branch(self._weighted(h, tasks.tensor), up, None, None, shape)
+        order = self._order(tasks)
+        # Gathered first, so the cost does not grow with T.
+        ids = tasks.ids if order is None else order.task
+        x, h = project_down(x, rows_of(self.A, ids).to(dtype), order, rate, in_place)
+        return x, Branch(h, (rows_of(self.B, ids) * self.scaling).to(h.dtype), None, order, shape)
 
-    def _factors(self, ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return A_t and scaling · B_t for each entry of `ids`; gathered first, so the cost does not grow with T."""
-        return self.A[ids].to(dtype), (self.B[ids] * self.scaling).to(dtype)
-
-    def _mixture(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return Σ_t α_t B_t A_t x: rank T·r, so all tasks' factors take part."""
-        down, up = self.A.to(x.dtype), (self.B * self.scaling).to(x.dtype)
-        h = F.linear(x, down.flatten(0, 1))  # (rows, …, T·r)
-        per_rank = weights.repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
-        if per_rank.dim() == 2:
-            per_rank = per_rank.reshape(-1, *[1] * (h.dim() - 2), h.shape[-1])  # (rows, 1…, T·r)
-        return F.linear(h * per_rank, up.transpose(0, 1).flatten(1))  # U = [B_1 … B_T] (out, T·r)
+    def _weighted(self, h: Tensor, weights: Tensor) -> Tensor:
+        """Return h (rows, L, T·r) with each task's part times its weight; a mixture has rank T·r."""
+        per_rank = weights.to(h.dtype).repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
+        return h * (per_rank if per_rank.dim() == 1 else per_rank.unsqueeze(1))
 
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
         """Return (A_t, scaling · B_t), or the stack over the tasks of a mixture, rank (number of tasks) · r."""

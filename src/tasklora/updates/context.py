@@ -35,11 +35,13 @@ class TaskAssignment:
         weights: float tensor. Shape ``(T,)``: one mixture of tasks for all rows; ``(rows, T)``: a mixture per row.
         row_factors: how often a row may have been repeated inside the model (beam search); declared by whoever
             repeats rows, never guessed from shapes.
+        occurring: how many different tasks per-token ids name, counted where they are validated; None if unknown.
     """
 
     ids: Tensor | None = None
     weights: Tensor | None = None
     row_factors: tuple[int, ...] = (1,)
+    occurring: int | None = None
     _cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -102,7 +104,7 @@ class TaskAssignment:
             tensor = tensor.to(device)
             return tensor if factor == 1 else tensor.repeat_interleave(factor, dim=0)
 
-        return TaskAssignment(ids=move(self.ids), weights=move(self.weights))
+        return TaskAssignment(ids=move(self.ids), weights=move(self.weights), occurring=self.occurring)
 
 
 class TaskNames:
@@ -164,7 +166,8 @@ class TaskNames:
         if task_weights is not None:
             return TaskAssignment(weights=self._check_weights(task_weights), row_factors=row_factors)
         if isinstance(task_ids, Tensor):
-            return TaskAssignment(ids=self._check_ids(task_ids), row_factors=row_factors)
+            checked = self._check_ids(task_ids)
+            return TaskAssignment(ids=checked, row_factors=row_factors, occurring=_occurring(checked))
         if isinstance(task_ids, (str, int)):
             return TaskAssignment(ids=torch.tensor(self.id_of(task_ids)), row_factors=row_factors)
         if isinstance(task_ids, Sequence):
@@ -200,6 +203,13 @@ class TaskNames:
                 f"task_weights must have shape ({len(self)},) or (rows, {len(self)}), got {tuple(weights.shape)}."
             )
         return weights
+
+
+def _occurring(ids: Tensor) -> int | None:
+    """Return how many tasks per-token ids name; None where values are not to be read, or are not needed."""
+    if ids.dim() < 2 or ids.device.type == "meta" or torch.compiler.is_compiling():
+        return None
+    return len(torch.unique(ids))
 
 
 class _Current(contextlib.AbstractContextManager[None]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.updates.base import CoreUpdate, UpdateOptions, check_positive, check_positive_integer
-from tasklora.updates.ops import wide_softmax
+from tasklora.updates.ops import mixture_cores, rows_of, wide_softmax
 
 TASK_MATRICES = ("full", "diagonal")
 
@@ -82,15 +82,11 @@ class MTLLora(CoreUpdate):
 
     def gates(self, ids: Tensor) -> Tensor:
         """Return softmax(w_t / τ) for each entry of `ids`: (*ids.shape, n)."""
-        return wide_softmax(self.w[ids] / self.temperature, like=self.w)
+        return wide_softmax(rows_of(self.w, ids) / self.temperature, like=self.w)
 
     def core(self, ids: Tensor) -> Tensor:
         """Return (α/r) · softmax(w_t / τ) ⊗ Λ_t for each entry of `ids`: (*ids.shape, n·r, r)."""
-        task_matrix = self.Lambda[ids] * self.scaling
-        if self.diagonal:
-            task_matrix = torch.diag_embed(task_matrix)
-        gates = self.gates(ids)[..., :, None, None]  # (…, n, 1, 1)
-        return (gates * task_matrix[..., None, :, :]).flatten(-3, -2)  # (…, n, r, r) → (…, n·r, r)
+        return mixture_cores(self.w, self.Lambda, ids, self.temperature, self.scaling)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return how each task mixes the up-projections, and how far its Λ_t moved.
