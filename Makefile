@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # is there; TORCH= (empty) lets pip choose here too.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-full test-lowest lint docs docs-check results-glue install clean
+.PHONY: demo test test-full test-lowest lint docs docs-check bench bench-full bench-guard results-glue install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -41,6 +41,24 @@ docs: $(STAMP)
 docs-check: $(STAMP)
 	$(BIN)/python tools/generate_docs.py --check
 
+# Speed and memory as ratios to peers, in minutes. `bench-full` is what benchmarks/results/speed-*.json were made with:
+# hours on two cores, alone on the machine.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py --short
+
+bench-full: $(STAMP) .venv-adapters/.installed
+	$(BIN)/python benchmarks/run.py --output benchmarks/results
+
+bench-guard: $(STAMP)
+	$(BIN)/python benchmarks/guard.py
+
+# A peer that pins an older transformers and so needs an environment of its own.
+.venv-adapters/.installed:
+	$(PYTHON) -m venv .venv-adapters
+	$(if $(TORCH),.venv-adapters/bin/python -m pip install -q "$(TORCH)")
+	.venv-adapters/bin/python -m pip install -q "adapters==1.3.0" "peft>=0.21.2,<1"
+	touch $@
+
 # What benchmarks/results/glue-comparison.json was made with; data/glue holds TASK/{train,tune,validation}.jsonl. Hours on
 # two cores; run again, it goes on where it was stopped.
 results-glue: $(STAMP)
@@ -60,4 +78,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .venv-lowest runs out dist build
+	rm -rf $(VENV) .venv-lowest .venv-adapters runs out dist build

@@ -25,6 +25,10 @@ from tasklora.report.loading import Source
 from tasklora.report.svg import Picture
 from tasklora.training import recipe as recipes
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import goals
+from harness import Measurement, Spread
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
@@ -185,6 +189,33 @@ def _provenance(results: ComparisonResults) -> str:
     return f"{text} `{results.command}` at commit {commits}.\n"
 
 
+def speed(name: str) -> Callable[[], str]:
+    """Return what writes the table of a kept benchmark: the goals first, then the rest."""
+
+    def write() -> str:
+        path = RESULTS / f"speed-{name}.json"
+        data = json.loads(path.read_text(encoding="utf-8"))
+        with_goal, others = [], []
+        for line in data["measurements"]:
+            measurement = Measurement(**{**line, "value": Spread(**line["value"])})
+            goal, shown = goals.goal_of(name, measurement), goals.shown(measurement.value, measurement.unit)
+            if goal is None:
+                others.append([measurement.setting, measurement.quantity, shown])
+            else:
+                verdict = "met" if goal.met(measurement.value.median) else "**missed**"
+                with_goal.append([measurement.setting, measurement.quantity, str(goal), shown, verdict])
+        machine = ", ".join(f"{key} {value}" for key, value in data["machine"].items())
+        tables = _table(["setting", "quantity", "goal", "measured", ""], with_goal)
+        if others:
+            tables += "\n" + _table(["setting", "also measured", "value"], others)
+        return (
+            f"{tables}\n`{data['command']}` at commit `{(data['commit'] or 'unknown')[:12]}`, torch "
+            f"{data['versions']['torch']}, peft {data['versions']['peft']}; {machine}.\n"
+        )
+
+    return write
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "cli": cli,
@@ -192,6 +223,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "glue": comparison("glue-comparison"),
     "glue_methods": summary("glue-comparison"),
     "demo": comparison("demo-comparison"),
+    "speed_training_step": speed("training_step"),
+    "speed_task_count": speed("task_count"),
+    "speed_inference": speed("inference"),
+    "speed_start_and_files": speed("start_and_files"),
 }
 
 # file in docs/figures → (kept comparison, what draws it)
