@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers_updates import CASES, build, every_case, ids, randn, weights
-from tasklora.updates import add_branch
+from tasklora.updates import add_branch, ops
 from tasklora.updates.ops import branch_output
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 0.06}
@@ -239,3 +239,24 @@ def test_without_gradients_every_change_of_a_parameter_is_seen(case, inference):
     check_now()
     update.float()
     assert fused(update, base.float(), x.float(), tasks).dtype == torch.float32
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (0,)])
+def test_cores_in_one_node_equal_their_plain_form(diagonal, shape):
+    logits, matrix = randn(TASKS, 3), randn(TASKS, 2, 2).diagonal(dim1=1, dim2=2) if diagonal else randn(TASKS, 2, 2)
+    parameters = [logits.clone().requires_grad_(), matrix.clone().requires_grad_()]
+    tasks = torch.randint(TASKS, shape, generator=torch.Generator().manual_seed(4))
+    one = ops.mixture_cores(*parameters, tasks, 0.3, 1.7)
+    other = ops._outer(*ops._gates_and_matrices(*parameters, tasks, 0.3, 1.7))
+    assert torch.equal(one, other)
+    for a, b in zip(gradients(one, parameters), gradients(other, parameters), strict=True):
+        assert_close(a, b, 1e-12)
+
+
+def test_long_rows_take_the_folded_product():
+    """The rule that chooses between U (C h) and (U C) h: both sides of it are among the shapes tested above."""
+    core = torch.zeros(2, 24, 8)
+    assert ops._folding_pays(torch.zeros(2, 60, 8), core)
+    assert not ops._folding_pays(torch.zeros(2, 6, 8), core)
+    assert not ops._folding_pays(torch.zeros(2, 1000, 8), torch.zeros(2, 8, 8))  # nothing to be saved: k_u = k_d
