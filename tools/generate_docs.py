@@ -204,16 +204,32 @@ def speed(name: str) -> Callable[[], str]:
             else:
                 verdict = "met" if goal.met(measurement.value.median) else "**missed**"
                 with_goal.append([measurement.setting, measurement.quantity, str(goal), shown, verdict])
-        machine = ", ".join(f"{key} {value}" for key, value in data["machine"].items())
         tables = _table(["setting", "quantity", "goal", "measured", ""], with_goal)
         if others:
             tables += "\n" + _table(["setting", "also measured", "value"], others)
-        return (
-            f"{tables}\n`{data['command']}` at commit `{(data['commit'] or 'unknown')[:12]}`, torch "
-            f"{data['versions']['torch']}, peft {data['versions']['peft']}; {machine}.\n"
-        )
+        return f"{tables}\n{_made_by(data)}"
 
     return write
+
+
+def _made_by(data: dict[str, Any]) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in data["machine"].items())
+    return (
+        f"`{data['command']}` at commit `{(data['commit'] or 'unknown')[:12]}`, torch "
+        f"{data['versions']['torch']}, peft {data['versions']['peft']}; {machine}.\n"
+    )
+
+
+def speed_profile() -> str:
+    """Return what share of a profiled step matrix products take."""
+    data = json.loads((RESULTS / "speed-profile.json").read_text(encoding="utf-8"))
+    products = {f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm_")}
+    shares: dict[str, float] = {}
+    for line in data["measurements"]:
+        inside = line["quantity"] in products
+        shares[line["setting"]] = shares.get(line["setting"], 0.0) + inside * line["value"]["median"]
+    rows = [[setting, f"{share:.0f} %"] for setting, share in shares.items()]
+    return f"{_table(['setting', 'share of matrix products in the step'], rows)}\n{_made_by(data)}"
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -224,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "glue_methods": summary("glue-comparison"),
     "demo": comparison("demo-comparison"),
     "speed_training_step": speed("training_step"),
+    "speed_profile": speed_profile,
     "speed_task_count": speed("task_count"),
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),

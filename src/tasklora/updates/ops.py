@@ -121,9 +121,6 @@ class _MixtureCores(torch.autograd.Function):
         return *tables, None, None, None
 
 
-# ---- products with a weight for all rows, per row, or per block --------------------------------------------------
-
-
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """Return x Wᵀ (R, L, out) of x (R, L, in) and W (out, in) or (R, out, in)."""
     if weight.dim() == 3:
@@ -161,9 +158,6 @@ def _add_product(y: Tensor, x: Tensor, weight: Tensor, in_place: bool) -> Tensor
         y.view(x.shape[0], y.shape[2]).addmm_(x, weight)
         return y
     return torch.addmm(flat(y), x, weight).view_as(y)
-
-
-# ---- the branch --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
