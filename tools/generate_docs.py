@@ -232,6 +232,46 @@ def speed_profile() -> str:
     return f"{_table(['setting', 'share of matrix products in the step'], rows)}\n{_made_by(data)}"
 
 
+# What the README shows of the speed: the favourable and the unfavourable, each with the words that say what it is.
+SUMMARY = (
+    ("training_step", "minilm fp32, 32 × 64", "step: mtl_lora / peft_lora", "training step, time over PEFT's LoRA's"),
+    ("training_step", "minilm fp32, 16 × 32", "step: mtl_lora / peft_lora", "… with few tokens a step"),
+    ("training_step", "llama-1024 fp32, 8 × 128", "step: mtl_lora / peft_lora", "… decoder"),
+    ("training_step", "minilm fp32, 32 × 64", "peak bytes: mtl_lora / peft_lora", "… its peak memory"),
+    ("training_step", "llama-256 bf16, 8 × 16", "step: mtl_lora / peft_lora", "… bf16 on a CPU that emulates it"),
+    (
+        "training_step",
+        "minilm fp32, 32 × 64, diagonal Λ, the layers of adapters",
+        "step: adapters / mtl_lora",
+        "training step, times faster than MTL-LoRA in adapters 1.3.0",
+    ),
+    ("task_count", "mtl_lora, minilm fp32, 16 × 64, T = 4096", "forward: T / T = 1", "forward, 4,096 tasks over one"),
+    (
+        "inference",
+        "minilm fp32, 32 × 64, 16 tasks",
+        "forward: peft_mixed / mtl_lora",
+        "16 tasks in a batch, times faster than PEFT's mixed batches",
+    ),
+    ("inference", "llama-256 fp32, 32 × 64, 32 tasks", "forward: peft_mixed / mtl_lora", "… 32 tasks"),
+    (
+        "inference",
+        "llama-2048 fp32, 16 × 32, 32 new tokens",
+        "generation: mtl_lora / base",
+        "generation, mixed tasks, time over the base model's",
+    ),
+)
+
+
+def speed_summary() -> str:
+    """Return the few lines of the benchmarks that the README shows."""
+    rows = []
+    for name, setting, quantity, words in SUMMARY:
+        lines = json.loads((RESULTS / f"speed-{name}.json").read_text(encoding="utf-8"))["measurements"]
+        (line,) = [line for line in lines if (line["setting"], line["quantity"]) == (setting, quantity)]
+        rows.append([words, setting.partition(", diagonal")[0], goals.shown(Spread(**line["value"]), line["unit"])])
+    return _table(["MTL-LoRA", "setting", "ratio [quartiles]"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "cli": cli,
@@ -241,6 +281,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo": comparison("demo-comparison"),
     "speed_training_step": speed("training_step"),
     "speed_profile": speed_profile,
+    "speed_summary": speed_summary,
     "speed_task_count": speed("task_count"),
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),
