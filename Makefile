@@ -42,7 +42,7 @@ docs-check: $(STAMP)
 	$(BIN)/python tools/generate_docs.py --check
 
 # Speed and memory as ratios to peers, in minutes. `bench-full` is what benchmarks/results/speed-*.json were made with:
-# hours on two cores, alone on the machine.
+# half an hour on two cores, alone on the machine.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py --short
 
