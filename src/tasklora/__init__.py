@@ -14,14 +14,24 @@ from tasklora._registration import register_with_peft
 from tasklora.errors import TaskLoraError
 
 if TYPE_CHECKING:
-    from tasklora.export import export_lora
+    from tasklora.export import export_all, export_lora, export_merged, import_lora
     from tasklora.tuner import (
         METHODS,
+        HydraLoraConfig,
+        MoELoraConfig,
         MTLLoraConfig,
+        MultiLoraConfig,
         PerTaskLoraConfig,
+        TALoraConfig,
         TaskLoraConfig,
+        add_tasks,
+        auxiliary_loss,
         context_of,
+        join_tasks,
         merge_task,
+        nearest_tasks,
+        remove_tasks,
+        rename_tasks,
         use_tasks,
     )
 
@@ -29,25 +39,51 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "tasklora.tuner",
+    "HydraLoraConfig": "tasklora.tuner",
+    "MoELoraConfig": "tasklora.tuner",
+    "MultiLoraConfig": "tasklora.tuner",
+    "TALoraConfig": "tasklora.tuner",
     "MTLLoraConfig": "tasklora.tuner",
     "PerTaskLoraConfig": "tasklora.tuner",
     "TaskLoraConfig": "tasklora.tuner",
+    "add_tasks": "tasklora.tuner",
+    "auxiliary_loss": "tasklora.tuner",
     "context_of": "tasklora.tuner",
+    "export_all": "tasklora.export",
     "export_lora": "tasklora.export",
+    "export_merged": "tasklora.export",
+    "import_lora": "tasklora.export",
+    "join_tasks": "tasklora.tuner",
     "merge_task": "tasklora.tuner",
+    "nearest_tasks": "tasklora.tuner",
+    "remove_tasks": "tasklora.tuner",
+    "rename_tasks": "tasklora.tuner",
     "use_tasks": "tasklora.tuner",
 }
 
 __all__ = [
     "METHODS",
+    "HydraLoraConfig",
     "MTLLoraConfig",
+    "MoELoraConfig",
+    "MultiLoraConfig",
     "PerTaskLoraConfig",
+    "TALoraConfig",
     "TaskLoraConfig",
     "TaskLoraError",
     "__version__",
+    "add_tasks",
+    "auxiliary_loss",
     "context_of",
+    "export_all",
     "export_lora",
+    "export_merged",
+    "import_lora",
+    "join_tasks",
     "merge_task",
+    "nearest_tasks",
+    "remove_tasks",
+    "rename_tasks",
     "use_tasks",
 ]
 

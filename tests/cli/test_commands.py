@@ -15,7 +15,19 @@ from tasklora.evaluation import ComparisonResults, RunResults, count_parameters,
 from tasklora.tasks import load_model
 from tasklora.tuner import METHODS as REGISTRY
 
-COMMANDS = ["train", "compare", "evaluate", "report", "predict", "export", "params", "methods", "demo"]
+COMMANDS = [
+    "train",
+    "compare",
+    "evaluate",
+    "report",
+    "predict",
+    "export",
+    "import",
+    "convert",
+    "params",
+    "methods",
+    "demo",
+]
 
 
 def test_help_lists_every_command(cli):

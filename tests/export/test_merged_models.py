@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 import tasklora
-from helpers_runs import METHODS, TASKS, randomise, use_method
-from tasklora.errors import OutputError, UnknownTaskError
-from tasklora.export import export_merged, export_task
+from helpers_exports import EXACT, ROUTED
+from helpers_runs import TASKS, randomise, use_method
+from tasklora.errors import OutputError, UnknownTaskError, UnsupportedError
+from tasklora.export import export_task, export_task_merged
 from tasklora.tasks import load_model, save_model, sha256_of
 
 TEXTS = ["good cake", "it was a very dull and awful day", "a lamp"]
@@ -22,11 +23,12 @@ def hidden(model, tokenizer):
 
 
 def export(prepared, task, directory, **options):
-    return export_merged(prepared.model, prepared.about, task, directory, prepared.base.tokenizer, **options)
+    return export_task_merged(prepared.model, prepared.about, task, directory, prepared.base.tokenizer, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("method", "task"), [(m, "answer") for m in EXACT] + [("mtl_lora", "mood"), ("mtl_lora", "heat")]
+)
 def test_a_merged_model_is_a_plain_model_with_the_tasks_outputs(project, tmp_path, method, task):
     prepared = project.prepare(use_method(method))
     randomise(prepared.model, scale=0.1)
@@ -53,7 +55,7 @@ def test_an_encoder_without_an_adapter_is_exported_as_it_is(project, tmp_path, m
     expected = hidden(prepared.model.encoder, prepared.base.tokenizer)
     save_model(prepared.model, prepared.about, tmp_path / "saved")
     model, about, base = load_model(tmp_path / "saved")
-    export_merged(model, about, "answer", tmp_path / "out", base.tokenizer)
+    export_task_merged(model, about, "answer", tmp_path / "out", base.tokenizer)
     plain, loading = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(plain) is BertModel
     assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -71,8 +73,8 @@ def test_what_is_in_the_directory(project, tmp_path):
     assert not any(name.endswith((".bin", ".pt", ".pkl")) or name.startswith("adapter") for name in files)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["task"]) == ("merged", "answer")
-    assert manifest["files"] == {"model.safetensors": sha256_of(tmp_path / "out" / "model.safetensors")}
-    assert manifest["head"]["sha256"] == sha256_of(tmp_path / "out" / "head.safetensors")
+    assert manifest["files"] == {name: sha256_of(tmp_path / "out" / name) for name in files - {"manifest.json"}}
+    assert (manifest["method"], manifest["tasks"], manifest["dtype"]) == ("mtl_lora", TASKS, "float32")
     assert torch.equal(load_file(tmp_path / "out" / "head.safetensors")["linear.weight"], head)
 
 
@@ -113,3 +115,22 @@ def test_refusals_leave_the_model_unmerged(project, tmp_path):
     with tasklora.use_tasks(prepared.model.encoder, "mood"):
         assert torch.equal(hidden(prepared.model.encoder, prepared.base.tokenizer), before)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_a_routed_method_is_refused_by_name(project, tmp_path, method):
+    prepared = project.prepare(use_method(method))
+    before = hidden(prepared.model.encoder, prepared.base.tokenizer)
+    with pytest.raises(UnsupportedError, match=rf"\({method}\) has no plain LoRA and cannot be merged"):
+        export(prepared, "mood", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(hidden(prepared.model.encoder, prepared.base.tokenizer), before)
+
+
+@pytest.mark.parametrize("method", ["lora", "mtl_lora"])
+def test_a_merged_model_is_not_merged_again(project, tmp_path, method):
+    prepared = project.prepare(use_method(method))
+    export(prepared, "mood", tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="no adapter left: it was merged before"):
+        export(prepared, "answer", tmp_path / "again")
+    assert not (tmp_path / "again").exists()

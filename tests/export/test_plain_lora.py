@@ -16,7 +16,8 @@ from torch import nn
 from transformers import AutoModel
 
 import tasklora
-from helpers_runs import HIDDEN, METHODS, TASKS, in_subprocess, randomise, use_method, write_rows
+from helpers_exports import EXACT, ROUTED, exact_rank
+from helpers_runs import HIDDEN, TASKS, in_subprocess, randomise, use_method, write_rows
 from tasklora.demo.run import DEMO
 from tasklora.errors import OutputError, TaskIdsError, UnknownTaskError, UnsupportedError
 from tasklora.evaluation import predict_rows
@@ -85,15 +86,16 @@ def assert_format(directory, rank, leaves=LEAVES, dtype=torch.float32):
     return tensors
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
-def test_format_and_numbers_of_every_method_and_task(project, tmp_path, method, task):
+@pytest.mark.parametrize("method", EXACT)
+def test_format_and_numbers_of_every_method_and_task(project, tmp_path, method):
     prepared = project.prepare(use_method(method))
-    export_task(prepared.model, prepared.about, task, tmp_path / "out")
-    tensors = assert_format(tmp_path / "out", 4)
-    assert not tensors["base_model.model.pooler.dense.lora_A.weight"].any()
-    assert not tensors["base_model.model.pooler.dense.lora_B.weight"].any()
-    torch.testing.assert_close(stock(project, tmp_path / "out", prepared), ours(prepared, task), rtol=1e-5, atol=1e-5)
+    rank = 4 if method == "lora" else exact_rank(prepared.model)
+    for task in TASKS:
+        out = export_task(prepared.model, prepared.about, task, tmp_path / task)
+        tensors = assert_format(out, rank)
+        assert not tensors["base_model.model.pooler.dense.lora_A.weight"].any()
+        assert not tensors["base_model.model.pooler.dense.lora_B.weight"].any()
+        torch.testing.assert_close(stock(project, out, prepared), ours(prepared, task), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_tasks_differ(project, method):
     assert (ours(prepared, "mood") - ours(prepared, "heat")).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "mtl_lora", "per_task_lora"])
 def test_different_ranks_are_padded_to_the_largest(project, tmp_path, method):
     pattern = "rank_pattern: {query: 2, layer.1.output.dense: 6}, alpha_pattern: {key: 5}"
     targets = "target_modules: [query, key, dense]"
@@ -200,9 +202,11 @@ def test_the_manifest_says_what_it_belongs_to(project, tmp_path):
         "revision": None,
         "fingerprint": project.base_model().fingerprint,
     }
-    assert manifest["files"] == {"adapter_model.safetensors": sha256_of(tmp_path / "out" / "adapter_model.safetensors")}
+    written = ["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]
+    assert manifest["files"] == {name: sha256_of(tmp_path / "out" / name) for name in written}
+    assert (manifest["method"], manifest["tasks"], manifest["reduction"]) == ("mtl_lora", TASKS, None)
+    assert manifest["commands"] == {}  # an encoder with heads of its own
     head = manifest["head"]
-    assert head["sha256"] == sha256_of(tmp_path / "out" / "head.safetensors")
     assert (head["reads"], head["pooling"], head["max_length"]) == ("u", "mean", 24)
     assert head["task"]["labels"] == ["yes", "maybe", "no"]
     assert set(manifest["versions"]) >= {"python", "tasklora", "torch", "peft"}
@@ -229,6 +233,14 @@ def test_a_process_without_tasklora_predicts_the_same(project, tmp_path):
 
 
 # --- refusals
+
+
+@pytest.mark.parametrize("method", ROUTED)
+def test_a_routed_method_is_refused_by_name(project, tmp_path, method):
+    prepared = project.prepare(use_method(method))
+    with pytest.raises(UnsupportedError, match=rf"\({method}\) has no plain LoRA and cannot be merged"):
+        export_task(prepared.model, prepared.about, "mood", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_tasks(project, tmp_path):
@@ -300,7 +312,7 @@ def test_one_adapter_must_be_active(project, tmp_path):
         export_lora(nn.Linear(2, 2), "mood", tmp_path / "out")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXACT)
 def test_what_a_plain_lora_cannot_hold_is_refused(project, tmp_path, method):
     prepared = project.prepare(f"method={{name: {method}, r: 4, modules_to_save: [LayerNorm]}}")
     with pytest.raises(UnsupportedError, match=r"LayerNorm"):

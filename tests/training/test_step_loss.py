@@ -13,6 +13,7 @@ from helpers_runs import METHODS, TASKS, AtStep, log_of, randomise, use_method
 from tasklora.tasks import model as model_module
 from tasklora.tasks import read_safetensors
 from tasklora.training import train_recipe
+from tasklora.updates import TALora
 
 STILL = "training.learning_rate=1.0e-30"  # so that every step sees the weights of the first
 LAMBDAS = {"mood": 2.0, "answer": 0.5, "heat": 3.0}
@@ -67,6 +68,18 @@ def test_the_loss_of_a_step_is_the_formula(project, tmp_path, batch_size, accumu
     lambdas = torch.tensor(list(LAMBDAS.values()))
     for log, (losses, task_ids) in zip(logs, steps, strict=True):
         assert log["loss"] == pytest.approx(float((lambdas[task_ids] * losses).sum() / len(losses)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(16, 1), (5, 3)])
+def test_what_a_method_adds_to_the_loss_counts_once_a_step(project, tmp_path, batch_size, accumulate):
+    size = (f"training.batch_size={batch_size}", f"training.gradient_accumulation_steps={accumulate}")
+    trainer = project.trainer(tmp_path, STILL, use_method("ta_lora"), "training.epochs=1", *size)
+    logs = train_logged(trainer)
+    layers = [module for module in trainer.model.modules() if isinstance(module, TALora)]
+    added = sum(layer.auxiliary_loss().item() for layer in layers) / len(layers)
+    assert added > 1e-3
+    for log, (losses, _) in zip(logs, steps_by_hand(trainer, accumulate), strict=True):
+        assert log["loss"] == pytest.approx(float(losses.mean()) + added, rel=1e-4)
 
 
 def test_each_tasks_own_loss_is_logged(project, tmp_path):
@@ -179,7 +192,7 @@ def test_what_takes_weight_decay(project, tmp_path, method):
     without = {
         name
         for name in names.values()
-        if name.endswith((".Lambda", ".w", "linear.bias")) and name in groups[0.0] | groups[0.1]
+        if name.endswith((".Lambda", ".w", ".e", ".G", ".s", "linear.bias")) and name in groups[0.0] | groups[0.1]
     }
     assert groups[0.0] == without
     assert groups[0.1] == {name for name, p in trainer.model.named_parameters() if p.requires_grad} - without

@@ -211,8 +211,8 @@ def test_regex_and_default_targets():
 
 @pytest.mark.parametrize(
     ("module", "kind"),
-    [(nn.Embedding(10, 8), "Embedding"), (nn.Conv1d(8, 8, 1), "Conv1d"), (nn.LayerNorm(8), "LayerNorm")],
-    ids=["embedding", "conv", "norm"],
+    [(nn.EmbeddingBag(10, 8), "EmbeddingBag"), (nn.Conv1d(8, 8, 1), "Conv1d"), (nn.LayerNorm(8), "LayerNorm")],
+    ids=["embedding bag", "conv", "norm"],
 )
 def test_targets_that_are_not_linear(module, kind):
     base = nn.ModuleDict({"target": module, "linear": nn.Linear(8, 8)})

@@ -20,9 +20,14 @@ from helpers_models import (
     run,
     tiny_bert,
 )
-from tasklora.errors import TaskIdsError, UnknownTaskError
+from tasklora.errors import TaskIdsError, UnknownTaskError, UnsupportedError
 
-every_adapter = pytest.mark.parametrize("case", ADAPTERS, ids=lambda case: case.id)
+every_exact_adapter = pytest.mark.parametrize(
+    "case", [case for case in ADAPTERS if case.rank is not None], ids=lambda case: case.id
+)
+every_routed_adapter = pytest.mark.parametrize(
+    "case", [case for case in ADAPTERS if case.rank is None], ids=lambda case: case.id
+)
 
 
 def base_state(model):
@@ -33,7 +38,7 @@ def adapted(case="mtl_lora"):
     return adapt(tiny_bert(), config_of(case, task_type="SEQ_CLS", target_modules=BERT_TARGETS))
 
 
-@every_adapter
+@every_exact_adapter
 def test_merge_and_unmerge_restore_every_bit(case):
     model = adapted(case)
     expected, before = run(model, "rte"), base_state(model)
@@ -45,7 +50,21 @@ def test_merge_and_unmerge_restore_every_bit(case):
     after = base_state(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(run(model, "rte"), expected)
-    assert (run(model, "cola") - expected).abs().max() > 1e-4
+    differs = (run(model, "cola") - expected).abs().max() > 1e-4
+    assert differs == case.uses_task_ids
+
+
+@every_routed_adapter
+def test_a_routed_adapter_refuses_to_merge_and_stays_as_it_was(case):
+    model = adapted(case)
+    expected, before = run(model, "rte"), base_state(model)
+    for merge in (model.merge_adapter, model.merge_and_unload, lambda: tasklora.merge_task(model, "rte")):
+        with pytest.raises(
+            UnsupportedError, match=f"{case.update_cls.__name__} has no plain LoRA and cannot be merged"
+        ):
+            merge()
+        assert all(torch.equal(value, base_state(model)[name]) for name, value in before.items())
+    assert torch.equal(run(model, "rte"), expected)
 
 
 def test_bf16_weights_are_restored_too():
@@ -57,7 +76,7 @@ def test_bf16_weights_are_restored_too():
     assert all(torch.equal(value, base_state(model)[name]) for name, value in before.items())
 
 
-@every_adapter
+@every_exact_adapter
 @pytest.mark.parametrize("task", ["cola", 2])
 def test_merge_task_gives_a_plain_model(case, task):
     model = adapted(case)
@@ -69,7 +88,7 @@ def test_merge_task_gives_a_plain_model(case, task):
     torch.testing.assert_close(run(merged), expected, rtol=1e-5, atol=1e-5)
 
 
-@every_adapter
+@every_exact_adapter
 def test_merging_a_mixture(case):
     model, mixture = adapted(case), torch.tensor([0.2, 0.5, 0.3])
     expected = run(model, task_weights=mixture)

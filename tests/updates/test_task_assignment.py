@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasklora.errors import TaskIdsError, UnknownTaskError
-from tasklora.updates import TaskContext, TaskNames, with_row_factor
+from tasklora.updates import TaskContext, TaskNames, with_row_factors
 
 NAMES = TaskNames(["cola", "rte", "sst2"], needs_ids=True)
 
@@ -95,7 +95,7 @@ def test_layer_input_that_does_not_fit(given, shape, message):
 
 def test_declared_repetition_of_rows():
     """Beams repeat each row in place (a b → a a b b), never the whole batch (a b → a b a b)."""
-    assignments = with_row_factor({"default": NAMES.assign([2, 0])}, 3)
+    assignments = with_row_factors({"default": NAMES.assign([2, 0])}, (1, 3))
     assert assignments["default"].for_input(torch.zeros(2, 4)).ids.tolist() == [2, 0]
     assert assignments["default"].for_input(torch.zeros(6, 4)).ids.tolist() == [2, 2, 2, 0, 0, 0]
     with pytest.raises(TaskIdsError):
@@ -104,7 +104,7 @@ def test_declared_repetition_of_rows():
 
 def test_mixtures_are_repeated_with_their_rows():
     mixtures = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]])
-    repeated = with_row_factor({"default": NAMES.assign(task_weights=mixtures)}, 2)["default"]
+    repeated = with_row_factors({"default": NAMES.assign(task_weights=mixtures)}, (1, 2))["default"]
     assert torch.equal(repeated.for_input(torch.zeros(4, 4)).weights, mixtures[[0, 0, 1, 1]])
 
 

@@ -64,6 +64,10 @@ def train(
     ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run directory.")] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(help="A run whose model gets the recipe's tasks; only what is their own is trained."),
+    ] = None,
     set_: Overrides = None,
 ) -> None:
     """Train a recipe into a run directory: adapter, heads, results.json."""
@@ -72,7 +76,7 @@ def train(
 
     if (recipe is None) == (resume is None):
         raise ConfigError("give a recipe to train, or --resume RUN to go on with a run.")
-    if resume is not None and (set_ or data_root or output or overwrite):
+    if resume is not None and (set_ or data_root or output or overwrite or extend):
         raise ConfigError("--resume goes on with the run as it was: it takes no other options.")
     quiet_libraries()
     from tasklora.training import RunDirectory, train_recipe
@@ -82,6 +86,8 @@ def train(
     else:
         assert recipe is not None
         plan = _recipe(recipe, set_, data_root)
+        if extend is not None:
+            plan = plan.model_copy(update={"extends": str(extend)})
         directory = output or Path(plan.output.directory)
     results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
     console.print(score_table(results.scores, f"{results.method} on {results.suite}"))
@@ -244,50 +250,6 @@ def predict(
 
 
 @app.command()
-def export(
-    run: RunPath,
-    to: Annotated[Path, typer.Option("--to", help="Output directory; must be new or empty.")],
-    task: Annotated[str | None, typer.Option("--task", "-t", help="The task.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every task, each in its own folder.")] = False,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="The base model with the task merged in, instead of a LoRA.")
-    ] = False,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the written factors.")] = "float32",
-    overwrite: Overwrite = False,
-    trust_remote_code: RemoteCode = False,
-) -> None:
-    """Export tasks as plain LoRA that stock PEFT, vLLM and llama.cpp load, or as merged models."""
-    from tasklora.errors import ConfigError
-
-    if every == (task is not None):
-        raise ConfigError("say what to export: --task NAME or --all.")
-    quiet_libraries()
-    from tasklora.errors import did_you_mean
-    from tasklora.export import export_merged, export_task
-    from tasklora.export.lora import check_output
-    from tasklora.tasks.base_model import DTYPES
-
-    if merged and dtype != "float32":
-        raise ConfigError("--dtype is for the factors of a LoRA: a merged model keeps its base's.")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
-    model, about, base = _load(run, trust_remote_code)
-    if task is not None:
-        about.spec_of(task)
-    check_output(to, overwrite)
-    for place, name in enumerate(about.tasks if every else [task or ""]):
-        target = to / name if every else to
-        if merged:
-            if place:  # merging consumes the adapter
-                model, about, base = _load(run, trust_remote_code)
-            export_merged(model, about, name, target, base.tokenizer, overwrite=overwrite)
-        else:
-            export_task(model, about, name, target, dtype=DTYPES[dtype], overwrite=overwrite)
-        kind = "merged model" if merged else "plain LoRA"
-        console.print(f"{name}: {kind} in [bold]{target}[/bold]", highlight=False)
-
-
-@app.command()
 def params(recipe: RecipePath, as_json: AsJson = False, set_: Overrides = None) -> None:
     """Count a recipe's trainable parameters by group, without loading weights."""
     quiet_libraries()
@@ -376,3 +338,6 @@ def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     with console.status("loading"):
         return load_model(directory, device=device, trust_remote_code=trust_remote_code)
+
+
+from tasklora.cli import exporting as _exporting  # noqa: E402, F401  (it adds its commands)

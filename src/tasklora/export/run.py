@@ -6,27 +6,18 @@ OUT/TASK/  config.json  model.safetensors  tokenizer…      head.safetensors  m
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tasklora.errors import UnsupportedError
-from tasklora.evaluation import package_versions, write_text_whole
-from tasklora.export.lora import (
-    ADAPTER_FILE,
-    EXPORT_FORMAT,
-    HEAD_FILE,
-    MANIFEST_FILE,
-    check_output,
-    clear_export,
-    export_lora,
-    export_shared_lora,
-)
-from tasklora.tasks import MultiTaskModel, SavedModel, sha256_of, share_mode
+from tasklora.export.adapted import exportable_adapter, method_facts
+from tasklora.export.files import HEAD_FILE, check_output, dtype_name, filling, write_manifest, write_tensors
+from tasklora.export.lora import Beside, export_lora, export_shared_lora
+from tasklora.tasks import MultiTaskModel, SavedModel
 from tasklora.tuner import find_context, merge_task
 
 
@@ -36,6 +27,7 @@ def export_task(
     task: str,
     directory: str | Path,
     *,
+    rank: int | None = None,
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> Path:
@@ -46,27 +38,26 @@ def export_task(
         about: what it is.
         task: the task's name.
         directory: where to; new or empty unless `overwrite`.
+        rank: None for the exact LoRA; see :func:`tasklora.export_lora`.
         dtype: of the factors.
         overwrite: replace an earlier export.
 
     Raises:
         UnknownTaskError: if there is no such task.
-        UnsupportedError: if no adapter was trained.
+        UnsupportedError: if no adapter was trained, or its method has no plain LoRA.
+        ConfigError: if `rank` is not below the exact rank.
         OutputError: if the directory holds something.
     """
     about.spec_of(task)
     _check_adapter(about)
+    options: dict[str, Any] = {"rank": rank, "dtype": dtype, "overwrite": overwrite}
+    beside = Beside(model.heads[task].state_dict(), _facts(about, task))
     if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks
-        path = export_shared_lora(model.encoder, directory, dtype=dtype, overwrite=overwrite)  # type: ignore[arg-type]
-    else:
-        path = export_lora(model.encoder, task, directory, dtype=dtype, overwrite=overwrite)
-    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    details = {"kind": "lora", "rank": config["r"], "files": {ADAPTER_FILE: sha256_of(path / ADAPTER_FILE)}}
-    _write_beside(model, about, task, path, details)
-    return path
+        return export_shared_lora(model.encoder, directory, beside=beside, **options)  # type: ignore[arg-type]
+    return export_lora(model.encoder, task, directory, beside=beside, **options)
 
 
-def export_merged(
+def export_task_merged(
     model: MultiTaskModel,
     about: SavedModel,
     task: str,
@@ -89,9 +80,19 @@ def export_merged(
 
     Raises:
         UnknownTaskError: if there is no such task.
+        UnsupportedError: if the method has no plain LoRA, or the adapter was merged before.
         OutputError: if the directory holds something.
     """
     about.spec_of(task)
+    method: dict[str, Any] = {"method": None}
+    if find_context(model.encoder) is not None:
+        method = method_facts(model.encoder, exportable_adapter(model.encoder))
+    elif about.encoder == "adapter":
+        if not any(isinstance(module, BaseTunerLayer) for module in model.encoder.modules()):
+            raise UnsupportedError(
+                "this model has no adapter left: it was merged before, for one task. Load the run again."
+            )
+        method = {"method": "lora"}
     path = check_output(directory, overwrite)
     merged: nn.Module
     if find_context(model.encoder) is not None:
@@ -100,11 +101,12 @@ def export_merged(
         merged = model.encoder  # nothing to merge: the encoder itself was trained, or left as it was
     else:
         merged = model.encoder.merge_and_unload()  # type: ignore[operator]
-    clear_export(path)
-    merged.save_pretrained(path)  # type: ignore[operator]
-    tokenizer.save_pretrained(path)
-    files = {file.name: sha256_of(file) for file in sorted(path.glob("model*.safetensors"))}
-    _write_beside(model, about, task, path, {"kind": "merged", "files": files})
+    with filling(path) as folder:
+        merged.save_pretrained(folder)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+        write_tensors(folder / HEAD_FILE, model.heads[task].state_dict())
+        dtype = dtype_name(next(merged.parameters()).dtype)
+        write_manifest(folder, {"kind": "merged", **method, "dtype": dtype, **_facts(about, task)})
     return path
 
 
@@ -116,27 +118,20 @@ def _check_adapter(about: SavedModel) -> None:
         )
 
 
-def _write_beside(model: MultiTaskModel, about: SavedModel, task: str, path: Path, details: dict[str, Any]) -> None:
-    head = model.heads[task]
-    save_file({key: value.cpu().contiguous() for key, value in head.state_dict().items()}, path / HEAD_FILE)
-    share_mode(path / HEAD_FILE)
-    manifest = {
-        "format": EXPORT_FORMAT,
-        "version": 1,
+def _facts(about: SavedModel, task: str) -> dict[str, Any]:
+    """Return what a trained model's manifest says of its task, base and head."""
+    return {
+        "tasks": list(about.tasks),
         "task": task,
-        **details,
         "base": {"name": about.base, "revision": about.revision, "fingerprint": about.fingerprint},
         "head": {
             "file": HEAD_FILE,
-            "sha256": sha256_of(path / HEAD_FILE),
             "reads": "[u, v, |u - v|, u * v]" if _is_separate(about, task) else "u",
             "pooling": about.pooling,
             "max_length": about.max_length,
             "task": about.tasks[task].model_dump(mode="json"),
         },
-        "versions": package_versions(),
     }
-    write_text_whole(path / MANIFEST_FILE, json.dumps(manifest, indent=2) + "\n")
 
 
 def _is_separate(about: SavedModel, task: str) -> bool:

@@ -83,6 +83,7 @@ def method_records() -> list[dict[str, Any]]:
                 "task ids": update.uses_task_ids,
                 "plain LoRA per task": exact,
                 "mergeable": exact,
+                "new task without retraining": update.uses_task_ids,
                 "checked against": method.parity,
                 "paper": method.paper,
             }
@@ -98,7 +99,7 @@ def method_table() -> Table:
     """Return the methods as a table for the terminal; ``--markdown`` and ``--json`` have every column."""
     baselines = [f"{m.name} ({m.title})" for name, m in TRAINING_METHODS.items() if name not in METHODS]
     table = Table(title="methods", title_justify="left", caption="besides, for comparison: " + "; ".join(baselines))
-    columns = ("name", "kind", "task ids", "plain LoRA per task", "mergeable", "checked against", "paper")
+    columns = ("name", "kind", "task ids", "plain LoRA per task", "mergeable", "new task without retraining", "paper")
     for column in columns:
         table.add_column(column, overflow="fold")
     for record in method_records():

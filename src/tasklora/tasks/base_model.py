@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean, first_line
 
@@ -136,16 +137,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a short digest of a model's weights: names, shapes and the first values of each tensor.
+def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
+    """Return a short digest of a model's weights (or state dict): names, shapes and the first values of each tensor.
 
     Values are rounded to bfloat16, so that loading in float32 or bfloat16 makes no difference. It tells one base from
     another of the same shapes; it is no proof that every weight is the same.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         if tensor.is_floating_point() and tensor.device.type != "meta":
+            if type(tensor).dequantize is not Tensor.dequantize:  # of a quantised type of its own
+                tensor = tensor.dequantize()
             values = tensor.flatten()[:32].to("cpu", torch.bfloat16).float()
             digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -27,8 +27,9 @@ from tasklora.evaluation.results import RECIPE_FILE
 from tasklora.training.callbacks import progress_display
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
 from tasklora.training.contenders import MATCHED_LORA, contender, title_of
+from tasklora.training.preparing import count_recipe_parameters
 from tasklora.training.recipe import Recipe, changed
-from tasklora.training.run import count_recipe_parameters, load_recipe_data, train_recipe
+from tasklora.training.run import load_recipe_data, train_recipe
 from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import TRAINING_METHODS, parse, training_method
+from tasklora.training.preparing import count_recipe_parameters
 from tasklora.training.recipe import Recipe, changed
-from tasklora.training.run import count_recipe_parameters
 
 MATCHED_LORA = "lora_matched"
 

@@ -149,9 +149,14 @@ class OutputSection(Strict):
 
 
 class Recipe(Strict):
-    """Everything about a run; the sections' classes say what each key means."""
+    """Everything about a run; the sections' classes say what each key means.
+
+    Attributes:
+        extends: a run directory: its trained model gets the recipe's tasks, and only what is their own is trained.
+    """
 
     description: str = ""
+    extends: str | None = None
     model: ModelSection
     tasks: TasksSection
     method: MethodSection

@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from tasklora.errors import (
     UnsupportedError,
 )
 from tasklora.evaluation import (
-    ParameterCounts,
     RunResults,
     SplitScores,
     TrainingSummary,
@@ -42,76 +40,21 @@ from tasklora.evaluation import (
     write_text_whole,
 )
 from tasklora.tasks import (
-    BaseModel,
     MultiTaskModel,
-    SavedModel,
     TaskData,
     TaskSpec,
-    load_base,
-    load_skeleton,
     load_tasks,
     load_weights,
     save_model,
-    training_method,
 )
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
 from tasklora.training.directory import RunDirectory
+from tasklora.training.preparing import Prepared, prepare
 from tasklora.training.recipe import Recipe
 from tasklora.training.trainer import MultiTaskTrainer
 from tasklora.tuner import find_context
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe made ready: model, base and what they are."""
-
-    model: MultiTaskModel
-    about: SavedModel
-    base: BaseModel
-
-
-def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
-    """Build the adapted model of a recipe, seeded.
-
-    Args:
-        recipe: the recipe.
-        base: a base that is loaded already (it is taken over); None loads the recipe's.
-
-    Raises:
-        CheckpointError: if the base cannot be loaded.
-        ConfigError: if the method or its options cannot be used on it.
-    """
-    specs = recipe.task_specs()
-    method = training_method(recipe.method.name)
-    method.check(recipe.method.options)
-    section = recipe.model
-    config_model = base or load_base(section.name, section.revision, section.dtype, section.trust_remote_code)
-    about = SavedModel(
-        encoder=method.encoder,
-        base=section.name,
-        revision=section.revision,
-        dtype=section.dtype,
-        trust_remote_code=section.trust_remote_code,
-        fingerprint=config_model.fingerprint,
-        hidden_size=config_model.hidden_size,
-        pooling=section.pooling,
-        max_length=section.max_length,
-        head_dropout=section.head_dropout,
-        tasks=specs,
-        pair_encodings=recipe.pair_encodings(),
-    )
-    set_seed(recipe.training.seed)
-    encoder = method.adapt(config_model.model, list(specs), recipe.method.options)
-    return Prepared(about.model_around(encoder), about, config_model)
-
-
-def count_recipe_parameters(recipe: Recipe) -> ParameterCounts:
-    """Return the parameter counts of a recipe's model without loading any weights."""
-    section = recipe.model
-    skeleton = load_skeleton(section.name, section.revision, section.trust_remote_code)
-    with torch.device("meta"):
-        return count_parameters(prepare(recipe, skeleton).model)
+from tasklora.tuner.card import CardScores, write_scores
 
 
 def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec]) -> TaskData:
@@ -267,6 +210,7 @@ def train_recipe(
         machine=machine_description(),
     )
     results.write(run.results)
+    write_scores(run.best, CardScores(recipe.tasks.report_on, {name: s.metrics for name, s in scores.tasks.items()}))
     (run.path / ".seconds").unlink(missing_ok=True)
     return results, prepared
 

@@ -16,16 +16,24 @@ from peft import PeftConfig
 
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean, listing
 from tasklora.tuner import peft_types
-from tasklora.updates import MTLLoraOptions, PerTaskLoraOptions, UpdateOptions
+from tasklora.updates import (
+    HydraLoraOptions,
+    MoELoraOptions,
+    MTLLoraOptions,
+    MultiLoraOptions,
+    PerTaskLoraOptions,
+    TALoraOptions,
+    UpdateOptions,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the saved adapter format; see docs/adapter-format.md for what it promises."""
 
 _TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-def check_task_names(tasks: Sequence[str]) -> list[str]:
-    """Return `tasks` as a list of distinct, usable names.
+def check_task_names(tasks: Sequence[str | None]) -> list[str | None]:
+    """Return `tasks` as a list of distinct, usable names; None stands for a task that was removed.
 
     Raises:
         ConfigError: on anything but a list of names, on a duplicate, or on a name that could not be a folder's.
@@ -33,11 +41,11 @@ def check_task_names(tasks: Sequence[str]) -> list[str]:
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise ConfigError(f"tasks must be a list of task names, got {tasks!r}.")
     for name in tasks:
-        if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
+        if name is not None and (not isinstance(name, str) or not _TASK_NAME.fullmatch(name)):
             raise ConfigError(
                 f"task names consist of letters, digits and '_.+-' and begin with a letter, digit or '_'; got {name!r}."
             )
-    duplicates = sorted(name for name, count in Counter(tasks).items() if count > 1)
+    duplicates = sorted(name for name, count in Counter(filter(None, tasks)).items() if count > 1)
     if duplicates:
         raise ConfigError(f"duplicate task names: {listing(duplicates)}. Every task needs a name of its own.")
     return list(tasks)
@@ -51,7 +59,14 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
         ConfigError: on an unknown key (the nearest valid one is named) or an unusable value.
     """
 
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Task names; the position is the task id."})
+    tasks: list[str | None] = field(
+        default_factory=list,
+        metadata={"help": "Task names; the position is the task id. null is the id of a task that was removed."},
+    )
+    new_tasks: int = field(
+        default=0,
+        metadata={"help": "How many tasks, the last ones, were added: they alone are trained (tasklora.add_tasks)."},
+    )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Leaf names, a regex, or 'all-linear'; None takes PEFT's default of the model."}
     )
@@ -87,12 +102,22 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
         self.check()
         self.peft_type = peft_types.peft_type_of(type(self))
         self.tasks = check_task_names(self.tasks)
-        if not self.tasks and peft_types.uses_task_ids(type(self)):
+        if not any(self.tasks) and peft_types.uses_task_ids(type(self)):
             raise ConfigError(f"{type(self).__name__} needs tasks: pass tasks=['first', 'second', …].")
+        if not isinstance(self.new_tasks, int) or not 0 <= self.new_tasks < max(len(self.tasks), 1):
+            raise ConfigError(
+                f"new_tasks counts tasks that were added to others: 0 … {max(len(self.tasks), 1) - 1}, "
+                f"got {self.new_tasks!r}."
+            )
         if isinstance(self.target_modules, (list, tuple)):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own configs do
         if isinstance(self.exclude_modules, (list, tuple)):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The names of the tasks that are there, in the order of their ids; those that were removed are left out."""
+        return [task for task in self.tasks if task is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data."""
@@ -111,6 +136,26 @@ class MTLLoraConfig(TaskLoraConfig, MTLLoraOptions):
         >>> MTLLoraConfig(tasks=["cola", "rte"], r=8, up_projections=3, target_modules=["query", "value"]).r
         8
     """
+
+
+@dataclass
+class TALoraConfig(TaskLoraConfig, TALoraOptions):
+    """TA-LoRA: ΔW_t = (α/r) (B_s A_s + B diag(σ(G e_t/τ)) A); train it with ``tasklora.auxiliary_loss``."""
+
+
+@dataclass
+class MultiLoraConfig(TaskLoraConfig, MultiLoraOptions):
+    """MultiLoRA (arXiv 2311.11501): ΔW = (α/r) Σ_i diag(s_i) B_i A_i, the same for every task."""
+
+
+@dataclass
+class MoELoraConfig(TaskLoraConfig, MoELoraOptions):
+    """MoELoRA (arXiv 2310.18339): ΔW_t = (α/r) Σ_i softmax(G e_t)_i B_i A_i."""
+
+
+@dataclass
+class HydraLoraConfig(TaskLoraConfig, HydraLoraOptions):
+    """HydraLoRA (arXiv 2404.19245): ΔW x = (α/r) Σ_i softmax(R x)_i B_i A x, routed token by token."""
 
 
 @dataclass

@@ -10,14 +10,16 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tasklora.errors import CheckpointError, UnsupportedError, listing
 from tasklora.tuner import registry
+from tasklora.tuner.base_layers import geometry_of, shared_weights
+from tasklora.tuner.checkpointing import recompute_under_tasks
 from tasklora.tuner.configs import TaskLoraConfig
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.peft_types import PREFIX
-from tasklora.updates import TaskContext, TaskNames
+from tasklora.tuner.row_factors import place_of
+from tasklora.updates import OneHot, TaskContext, TaskNames
 
 
 class TaskLoraModel(BaseTuner):
@@ -44,16 +46,8 @@ class TaskLoraModel(BaseTuner):
     ) -> None:
         method = registry.method_of(peft_config)
         base_layer = target.base_layer if isinstance(target, TaskLoraLayer) else target
-        if isinstance(base_layer, NonDynamicallyQuantizableLinear):
-            raise UnsupportedError(
-                f"cannot adapt '{current_key}': nn.MultiheadAttention reads its weight without calling it, so an "
-                "update would have no effect. Leave it out of target_modules (exclude_modules)."
-            )
-        if not isinstance(base_layer, nn.Linear):
-            raise UnsupportedError(
-                f"cannot adapt '{current_key}': {type(base_layer).__name__} is not a linear layer. "
-                "Leave it out of target_modules."
-            )
+        geometry = geometry_of(base_layer, current_key)
+        one_hot = self._one_hot(base_layer, method, current_key) if isinstance(base_layer, nn.Embedding) else None
         context = self._context_for(adapter_name, peft_config)
         r_key = get_pattern_key(peft_config.rank_pattern, current_key)
         alpha_key = get_pattern_key(peft_config.alpha_pattern, current_key)
@@ -62,19 +56,67 @@ class TaskLoraModel(BaseTuner):
             r=peft_config.rank_pattern.get(r_key, peft_config.r),
             lora_alpha=peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha),
         )
-        update = method.update_cls(
-            base_layer.in_features, base_layer.out_features, max(len(peft_config.tasks), 1), options
-        )
+        first_tasks = max(len(peft_config.tasks), 1) - peft_config.new_tasks
+        update = method.update_cls(geometry.in_features, geometry.out_features, first_tasks, options)
+        if one_hot is not None:
+            update.read_ids(one_hot)
+        if peft_config.new_tasks:
+            update.add_tasks(peft_config.new_tasks)
         trainable = adapter_name in self.active_adapters and not peft_config.inference_mode
         if isinstance(target, TaskLoraLayer):
             target.add_update(adapter_name, update, inference_mode=not trainable)
             return
-        layer = TaskLoraLayer(base_layer, context)
+        layer = TaskLoraLayer(base_layer, geometry, context, place_of(self.model, current_key))
         layer.set_adapter(self.active_adapters)
         layer.add_update(adapter_name, update, inference_mode=peft_config.inference_mode)
         if not trainable:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into the model; checkpointing that was enabled before serves its ids from now on."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        recompute_under_tasks(model, context_of(model))
+
+    def _one_hot(self, embedding: nn.Embedding, method: registry.Method, name: str) -> OneHot:
+        """Return what an update of `embedding` must know of its ids.
+
+        Raises:
+            UnsupportedError: if the method reads features, or the module stands at several places of the model, of
+                which PEFT would replace one.
+        """
+        if method.update_cls.kind == "routed":
+            raise UnsupportedError(
+                f"cannot adapt '{name}': the gate of {method.title} reads each token's features, and an embedding gets "
+                "ids. Leave it out of target_modules (exclude_modules), or take a method whose ΔW depends on the task."
+            )
+        places = [path for path, module in self.model.named_modules(remove_duplicate=False) if module is embedding]
+        if len(places) > 1:
+            raise UnsupportedError(
+                f"cannot adapt '{name}': the same embedding also stands at {listing(places[1:], 2)}, where it would go "
+                "without the update. Leave it out of target_modules (exclude_modules)."
+            )
+        return OneHot(embedding.padding_idx)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge into a weight that another module holds too: it would change with it.
+
+        Raises:
+            UnsupportedError: for tied embeddings.
+        """
+        shared = shared_weights(self.model)
+        for name, layer in self.model.named_modules():
+            if not isinstance(layer, TaskLoraLayer) or not any(a in layer.task_updates for a in layer.active_adapters):
+                continue
+            holders = shared.get(id(layer.base_layer._parameters.get("weight")), [])
+            others = [holder for holder in holders if holder.removesuffix(".base_layer") != name]
+            if others:
+                raise UnsupportedError(
+                    f"cannot merge into '{name}': its weight is tied to that of {listing(others, 2)}, which would "
+                    "change with it. Export the task as plain LoRA; or untie the two before the model is adapted, with "
+                    "`layer.weight = nn.Parameter(layer.weight.detach().clone())` and "
+                    "`model.config.tie_word_embeddings = False`."
+                )
 
     def _context_for(self, adapter: str, config: TaskLoraConfig) -> TaskContext:
         """Return the context of the model being adapted, with the tasks of `adapter` registered in it."""
@@ -128,8 +170,8 @@ class TaskLoraModel(BaseTuner):
             ]
             raise CheckpointError(
                 f"the adapter file does not fit this model: {'; '.join(details)}. It was made for base "
-                f"'{config.base_model_name_or_path}' with tasks [{listing(config.tasks)}]; load it on that base with "
-                "that task list, or make it anew."
+                f"'{config.base_model_name_or_path}' with tasks [{listing(config.task_names)}]; load it on that base "
+                "with that task list, or make it anew."
             )
         return remapped
 

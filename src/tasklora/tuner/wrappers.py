@@ -9,22 +9,26 @@ other method.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar
 
-from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tasklora.errors import CheckpointError, TaskIdsError, UnsupportedError
+from tasklora.errors import CheckpointError, TaskIdsError, TaskLoraError, UnknownTaskError, UnsupportedError, listing
+from tasklora.tuner.card import CardScores, read_tags, update_card
+from tasklora.tuner.checkpointing import recompute_under_tasks
 from tasklora.tuner.configs import TaskLoraConfig
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.model import context_of
-from tasklora.updates import with_row_factor
+from tasklora.tuner.row_factors import generation_factors
+from tasklora.tuner.sharding import check_not_sharded
+from tasklora.tuner.task_lists import freeze_all_but_new_tasks
+from tasklora.updates import TaskAssignment, with_row_factors
 
-CARD_HEADING = "## Loading this adapter"
-_PROMPTS = ("inputs", "input_ids", "inputs_embeds")
+_PROMPTS = ("inputs", "input_ids", "inputs_embeds", "input_features")
 
 TaskIds = Tensor | str | int | Sequence[str] | Sequence[int]
 
@@ -50,7 +54,7 @@ def use_tasks(
         task_weights: instead of ids, mixtures of tasks: a float tensor (T,) or (rows, T); ΔW = Σ_t α_t ΔW_t.
 
     Raises:
-        TaskIdsError: on a wrong dtype, shape or range.
+        TaskIdsError: on a wrong dtype, shape or range; on numbers for several active adapters with different tasks.
         UnknownTaskError: on an unknown task name.
 
     Example:
@@ -58,8 +62,32 @@ def use_tasks(
         ...     logits = model(**batch).logits
     """
     context = context_of(model)
-    with context.use(context.assign(active_adapters(model), task_ids, task_weights)):
+    with context.use(_assign(model, task_ids, task_weights)):
         yield
+
+
+def _assign(model: nn.Module, task_ids: TaskIds | None, task_weights: Tensor | None) -> dict[str, TaskAssignment]:
+    """Return what the user gave as an assignment for each active adapter, each by its own list of tasks."""
+    context, adapters = context_of(model), active_adapters(model)
+    if len(adapters) < 2:
+        return context.assign(adapters, task_ids, task_weights)
+    lists = {name: context.tasks[name].names for name in adapters if context.tasks[name].needs_ids}
+    by_name = isinstance(task_ids, str) or (
+        isinstance(task_ids, Sequence) and all(isinstance(task, str) for task in task_ids)
+    )
+    if len(set(lists.values())) > 1 and not by_name:
+        details = "; ".join(f"'{name}': {listing(filter(None, tasks))}" for name, tasks in lists.items())
+        raise TaskIdsError(
+            f"the active adapters have different tasks ({details}), so numbers mean other tasks to each of them. Pass "
+            "task names, or make one adapter active (set_adapter)."
+        )
+    assignments: dict[str, TaskAssignment] = {}
+    for name in adapters:
+        try:
+            assignments |= context.assign([name], task_ids, task_weights)
+        except UnknownTaskError as error:
+            raise UnknownTaskError(f"active adapter '{name}': {error}") from None
+    return assignments
 
 
 class TakesTaskIds:
@@ -67,9 +95,11 @@ class TakesTaskIds:
 
     Attributes:
         peft_class: PEFT's own class, which is built instead for configs of other methods.
+        task_scores: what the model card says of scores; see :func:`note_scores`.
     """
 
     peft_class: ClassVar[type[PeftModel]]
+    task_scores: CardScores | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Return an empty object of this class, or for a config that is not ours a model of PEFT's own class."""
@@ -78,19 +108,95 @@ class TakesTaskIds:
             return cls.peft_class(*args, **kwargs)
         return super().__new__(cls)
 
-    def load_adapter(self, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load an adapter as PEFT does.
+    def add_adapter(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter as PEFT does; one that cannot be added leaves nothing behind."""
+        with self._nothing_left_of(adapter_name):
+            super().add_adapter(adapter_name, *args, **kwargs)  # type: ignore[misc]
+
+    def load_adapter(self, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """Load an adapter as PEFT does; one that cannot be loaded leaves nothing behind.
+
+        Under the name of an adapter that is there, its numbers are replaced in place (compiled code stays valid), if
+        the two are of one make: method, tasks and their order, options.
 
         Raises:
-            CheckpointError: if the file is damaged or does not fit this model.
+            CheckpointError: if the file is damaged or does not fit this model, or the name is taken by an adapter of
+                another make.
+            UnsupportedError: if the adapter of that name is merged into the base weights.
         """
+        if adapter_name in self.peft_config:  # type: ignore[attr-defined]
+            self._check_same_make(model_id, adapter_name, kwargs)
+        with self._nothing_left_of(adapter_name):
+            try:
+                loaded = super().load_adapter(model_id, adapter_name, *args, **kwargs)  # type: ignore[misc]
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"the adapter weights in '{model_id}' cannot be read ({error}): the file is damaged or was cut "
+                    "off. Copy or download it again."
+                ) from error
+        freeze_all_but_new_tasks(self)  # type: ignore[arg-type]
+        return loaded
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Activate an adapter as PEFT does; where tasks were added, only what is their own becomes trainable."""
+        super().set_adapter(*args, **kwargs)  # type: ignore[misc]
+        freeze_all_but_new_tasks(self)  # type: ignore[arg-type]
+
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """Save the adapter as PEFT does.
+
+        Raises:
+            UnsupportedError: if the parameters are sharded and no gathered `state_dict` is given.
+        """
+        if kwargs.get("state_dict") is None:
+            check_not_sharded(self, "saving")  # type: ignore[arg-type]
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _nothing_left_of(self, adapter: str) -> Iterator[None]:
+        """Remove an adapter that was not there before if the ``with`` block fails."""
+        configs: dict[str, PeftConfig] = self.peft_config  # type: ignore[attr-defined]
+        known = adapter in configs
         try:
-            return super().load_adapter(model_id, *args, **kwargs)  # type: ignore[misc]
-        except SafetensorError as error:
+            yield
+        except Exception:
+            if not known:
+                configs.setdefault(adapter, self.active_peft_config)  # type: ignore[attr-defined]  # delete asks for one
+                self.base_model.delete_adapter(adapter)  # type: ignore[attr-defined]
+            raise
+
+    def _check_same_make(self, model_id: Any, adapter: str, kwargs: dict[str, Any]) -> None:
+        """Raise if the adapter in `model_id` cannot replace the one of that name: PEFT would keep the old config."""
+        if adapter in context_of(self).merged:  # type: ignore[arg-type]
+            raise UnsupportedError(
+                f"adapter '{adapter}' is merged into the base weights, which would keep its old numbers: call "
+                "`model.unmerge_adapter()` before loading into it."
+            )
+        try:
+            given = PeftConfig.from_pretrained(model_id, **self._split_kwargs(dict(kwargs))[0])  # type: ignore[attr-defined]
+        except TaskLoraError:
+            raise
+        except (ValueError, OSError):  # weights without a config: their shapes are all there is to check
+            return
+        have = self.peft_config[adapter]  # type: ignore[attr-defined]
+        differences = _differences(have, given)
+        if differences:
             raise CheckpointError(
-                f"the adapter weights in '{model_id}' cannot be read ({error}): the file is damaged or was cut off. "
-                "Copy or download it again."
-            ) from error
+                f"the adapter in '{model_id}' is not of the make of adapter '{adapter}', which is there already: "
+                f"{listing(differences, 4)}. Load it under another name, or delete_adapter('{adapter}') first."
+            )
+
+    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
+        """Refuse PEFT's way to mix LoRA adapters.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "add_weighted_adapter mixes PEFT's LoRA adapters; here tasks of one adapter are mixed: pass "
+            "`task_weights=` to the model, or tasklora.export_lora(model, task_weights=…, directory=…) for a plain "
+            "LoRA of the mixture."
+        )
 
     def forward(
         self, *args: Any, task_ids: TaskIds | None = None, task_weights: Tensor | None = None, **kwargs: Any
@@ -122,7 +228,7 @@ class TakesTaskIds:
         if task_ids is None and task_weights is None:
             assignments = dict(context.current)
         else:
-            assignments = context.assign(active_adapters(self), task_ids, task_weights)  # type: ignore[arg-type]
+            assignments = _assign(self, task_ids, task_weights)  # type: ignore[arg-type]
         if any(assignment.per_token for assignment in assignments.values()):
             raise UnsupportedError("generate needs one task per row: per-token task_ids do not cover new tokens.")
         prompts = next((x for x in (*args[:1], *map(kwargs.get, _PROMPTS)) if isinstance(x, Tensor)), None)
@@ -132,11 +238,33 @@ class TakesTaskIds:
                     f"generate got {prompts.shape[0]} prompts but task_ids describe {assignment.rows} rows. Give one "
                     "task per prompt; they are repeated for beams and return sequences here."
                 )
-        with context.use(with_row_factor(assignments, self._rows_per_prompt(kwargs))):
+        with context.use(with_row_factors(assignments, self._row_factors(kwargs))):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
-    def _rows_per_prompt(self, kwargs: dict[str, Any]) -> int:
-        """Return how often ``generate`` repeats each row: beams, or else return sequences."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Checkpoint activations as transformers does, each recomputation under the ids of its own forward.
+
+        Its ``Trainer`` and TRL's trainers call this for ``gradient_checkpointing=True``. Both kinds work; without
+        ``use_reentrant`` it is the one without re-entrance.
+        """
+        self._checkpoint("activation_checkpointing_enable", activation_checkpointing_kwargs, options)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Do what :meth:`activation_checkpointing_enable` does; transformers' older name for it."""
+        self._checkpoint("gradient_checkpointing_enable", gradient_checkpointing_kwargs, options)
+
+    def _checkpoint(self, enable: str, kwargs: dict[str, Any] | None, options: dict[str, Any]) -> None:
+        base = self.get_base_model()  # type: ignore[attr-defined]
+        kwargs = {"use_reentrant": False, **(kwargs or {})}
+        getattr(base, enable)(kwargs, **options)
+        recompute_under_tasks(base, context_of(self))  # type: ignore[arg-type]
+
+    def _row_factors(self, kwargs: dict[str, Any]) -> tuple[int, ...]:
+        """Return how often ``generate`` may repeat a prompt's row in a layer."""
         # As transformers does: an option, else the config passed, else the model's own for what that leaves open.
         configs = (kwargs.get("generation_config"), getattr(self, "generation_config", None))
 
@@ -144,34 +272,59 @@ class TakesTaskIds:
             values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
             return next((int(value) for value in values if value is not None), 1)
 
-        return max(setting("num_beams"), setting("num_return_sequences"))
+        base = self.get_base_model()  # type: ignore[attr-defined]
+        return generation_factors(base, setting("num_beams"), setting("num_return_sequences"))
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """Write PEFT's model card, and into it what a reader must know: tasks, what to install, how to load."""
+        """Write PEFT's model card, and into it what a reader must know: tasks, scores, what to install, how to load."""
+        tags = read_tags(output_dir)  # PEFT writes its own in place of those that are there
         super().create_or_update_model_card(output_dir)  # type: ignore[misc]
-        path = Path(output_dir) / "README.md"
-        text = path.read_text(encoding="utf-8")
-        if CARD_HEADING not in text:
-            config = self.active_peft_config  # type: ignore[attr-defined]
-            path.write_text(f"{text.rstrip()}\n\n{_card_section(config)}", encoding="utf-8")
+        update_card(output_dir, self.active_peft_config, tags, self.task_scores)  # type: ignore[attr-defined]
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upload as transformers' ``push_to_hub`` does, which has put a general card in place of the adapter's."""
+        self.create_or_update_model_card(str(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
 
 
-def _card_section(config: TaskLoraConfig) -> str:
-    base, tasks = config.base_model_name_or_path or "BASE", config.tasks
-    task_ids = f", task_ids={tasks[:2]!r}" if tasks else ""
-    return f"""{CARD_HEADING}
+def note_scores(model: Any, scores: Mapping[str, Mapping[str, float | None]], split: str) -> None:
+    """Note the scores of an adapter's tasks; its model card shows them from the next save or push on.
 
-A {config.peft_type.value} adapter of tasklora, a PEFT extension for multi-task low-rank adaptation, for the tasks
-{", ".join(f"`{name}`" for name in tasks) or "(none)"}. PEFT knows the method once tasklora is installed and imported:
+    Args:
+        model: a PEFT model of this family.
+        scores: task → metric → value, None where it is undefined.
+        split: what was scored, e.g. "validation".
 
-```python
-import tasklora
-from peft import PeftModel
+    Raises:
+        UnsupportedError: if the model is none of this family.
+        UnknownTaskError: if the active adapter has no such task.
 
-model = PeftModel.from_pretrained(base_model, "THIS_DIRECTORY")    # base_model: {base}
-output = model(**batch{task_ids})                                  # one task for each row
-```
-"""
+    Example:
+        >>> note_scores(model, {"rte": {"accuracy": 0.71}}, "validation")        # doctest: +SKIP
+        >>> model.push_to_hub("me/my-adapter")                                   # doctest: +SKIP
+    """
+    if not isinstance(model, TakesTaskIds):
+        raise UnsupportedError(f"scores are noted on a PEFT model of tasklora, not on {type(model).__name__}.")
+    noted = CardScores(split, {task: dict(metrics) for task, metrics in scores.items()})
+    noted.check(model.active_peft_config.task_names)  # type: ignore[attr-defined]
+    model.task_scores = noted
+
+
+# What two adapters of one make may differ in: what is adapted shows in the names of the tensors, dropout in no number.
+_MAY_DIFFER = {"target_modules", "exclude_modules", "modules_to_save", "lora_dropout", "version"}
+
+
+def _differences(have: PeftConfig, given: PeftConfig) -> list[str]:
+    """Return in what two adapters differ apart from their numbers, as 'name: the one there, the one given'."""
+    if type(have) is not type(given):
+        return [f"method: {have.peft_type.value} there, {given.peft_type.value} given"]
+    shared = {field.name for field in fields(PeftConfig)} | _MAY_DIFFER
+    names = [field.name for field in fields(have) if field.name not in shared]
+    return [
+        f"{name}: {getattr(have, name)} there, {getattr(given, name)} given"
+        for name in names
+        if getattr(have, name) != getattr(given, name)
+    ]
 
 
 def _refuse_adapter_names(kwargs: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,30 @@ HOW_TO_PASS_IDS = (
     "pass `task_ids=` to the model (a LongTensor of shape (rows,), or task names), "
     "or wrap the call in `with tasklora.use_tasks(model, task_ids):`"
 )
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """What is known of the rows that a layer sees, from where it stands in its model.
+
+    Attributes:
+        name: the layer's path in the model, for errors.
+        rows: "kept": the rows of the batch, or those rows repeated by a declared factor; "windowed": each row cut into
+            windows, which follow one another, so rows repeated by any whole factor; "mixed": tokens of all rows
+            regrouped, so that no row can be told.
+    """
+
+    name: str = ""
+    rows: Literal["kept", "windowed", "mixed"] = "kept"
+
+    @property
+    def label(self) -> str:
+        """The layer as an error calls it."""
+        return self.name or "this layer"
+
+
+_ANYWHERE = LayerPlace()
+_WINDOWS = {"windowed": ", windows of rows", "mixed": ", tokens of all rows, regrouped"}
 
 
 @dataclass(frozen=True)
@@ -62,40 +87,49 @@ class TaskAssignment:
 
     def cached(self, key: object, make: Callable[[], object]) -> object:
         """Return ``make()``, computed once per forward for `key` (an order of rows, a copy on another device)."""
+        if torch.compiler.is_compiling():
+            return make()  # a graph keeps nothing from one run to the next; the compiler finds what is computed twice
         key = (key, torch.is_inference_mode_enabled())  # what was made in inference mode cannot serve training
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
-    def for_input(self, x: Tensor) -> TaskAssignment:
+    def for_input(self, x: Tensor, place: LayerPlace = _ANYWHERE) -> TaskAssignment:
         """Return this assignment on the device of `x`, repeated by the declared factor that fits its rows.
 
         Args:
             x: (rows, …, in_features), the input of a layer.
+            place: where that layer stands.
 
         Raises:
             TaskIdsError: if the rows (or, for per-token ids, the first two dimensions) of `x` do not fit.
         """
         rows = self.rows
-        factor = 1
-        if rows is not None:
-            fitting = [k for k in self.row_factors if rows * k == x.shape[0]]
-            if not fitting:
-                raise TaskIdsError(
-                    f"the layer's input has {x.shape[0]} rows (shape {tuple(x.shape)}) but task_ids describe {rows}. "
-                    "Give one task id per row of the batch; a module that repeats or flattens rows inside the model "
-                    "cannot be adapted per task (leave it out of target_modules)."
-                )
-            factor = fitting[0]
-        if self.per_token and (x.dim() < 3 or x.shape[1] != self.tensor.shape[1]):
+        factor = 1 if rows is None else self._row_factor(rows, x, place)
+        if self.per_token and (place.rows != "kept" or x.dim() != 3 or x.shape[1] != self.tensor.shape[1]):
             raise TaskIdsError(
                 f"per-token task_ids of shape {tuple(self.tensor.shape)} need a layer input of the same first two "
-                f"dimensions, but this layer got {tuple(x.shape)}. Leave modules that see pooled or flattened rows "
-                "out of target_modules (exclude_modules), or give one id per row."
+                f"dimensions, but {place.label} got {tuple(x.shape)}{_WINDOWS.get(place.rows, '')}. Leave modules that "
+                "see pooled or flattened rows out of target_modules (exclude_modules), or give one id per row."
             )
         if factor == 1 and self.tensor.device == x.device:
             return self
         return self.cached((factor, x.device), lambda: self._moved(factor, x.device))  # type: ignore[return-value]
+
+    def _row_factor(self, rows: int, x: Tensor, place: LayerPlace) -> int:
+        """Return how often the rows of this assignment are repeated in `x`."""
+        if place.rows == "windowed" and rows and x.shape[0] and x.shape[0] % rows == 0:
+            return x.shape[0] // rows
+        if place.rows != "mixed":
+            for factor in self.row_factors:
+                if rows * factor == x.shape[0]:
+                    return factor
+        raise TaskIdsError(
+            f"{place.label}'s input has {x.shape[0]} rows (shape {tuple(x.shape)}{_WINDOWS.get(place.rows, '')}) "
+            f"but task_ids describe {rows}. Give one task id per row of the batch; a module that repeats or flattens "
+            "rows inside the model cannot be adapted per task (leave it out of target_modules, or name it in "
+            "exclude_modules), but takes one task for the whole batch."
+        )
 
     def _moved(self, factor: int, device: torch.device) -> TaskAssignment:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -111,17 +145,19 @@ class TaskNames:
     """The tasks of one adapter: name → id, in both directions.
 
     Args:
-        names: task names; the position of a name is its id.
+        names: task names; the position of a name is its id. None is the id of a task that was removed.
         needs_ids: whether the adapter's method uses task ids at all.
     """
 
-    def __init__(self, names: Sequence[str], needs_ids: bool) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str | None], needs_ids: bool) -> None:
+        self._ids = {name: index for index, name in enumerate(names) if name is not None}
+        self.names = tuple(self._ids)
         self.needs_ids = needs_ids
-        self._ids = {name: index for index, name in enumerate(self.names)}
+        self._count = len(names)
+        self._removed = [index for index, name in enumerate(names) if name is None]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return self._count
 
     def id_of(self, task: str | int) -> int:
         """Return the id of a task given by name or id.
@@ -141,6 +177,8 @@ class TaskNames:
             raise UnknownTaskError(
                 f"task id {task} is out of range: this adapter has {len(self)} tasks (0 … {len(self) - 1})."
             )
+        if task in self._removed:
+            raise UnknownTaskError(f"task id {task} was removed; this adapter has: {listing(self.names)}.")
         return task
 
     def assign(
@@ -193,6 +231,11 @@ class TaskNames:
                     f"task_ids must lie in 0 … {len(self) - 1} ({len(self)} tasks: {listing(self.names)}), "
                     f"got values from {low} to {high}."
                 )
+            if self._removed and bool(torch.isin(ids.cpu(), torch.tensor(self._removed)).any()):
+                raise TaskIdsError(
+                    f"the tasks with ids {listing(map(str, self._removed))} were removed; this adapter has: "
+                    f"{listing(self.names)}."
+                )
         return ids
 
     def _check_weights(self, weights: Tensor) -> Tensor:
@@ -201,6 +244,10 @@ class TaskNames:
         if weights.dim() not in (1, 2) or weights.shape[-1] != len(self):
             raise TaskIdsError(
                 f"task_weights must have shape ({len(self)},) or (rows, {len(self)}), got {tuple(weights.shape)}."
+            )
+        if self._removed and not torch.compiler.is_compiling() and bool(weights[..., self._removed].any()):
+            raise TaskIdsError(
+                f"task_weights must be 0 at ids {listing(map(str, self._removed))}, whose tasks were removed."
             )
         return weights
 
@@ -276,8 +323,8 @@ class TaskContext:
                 "Call `model.unmerge_adapter()` first."
             )
 
-    def lookup(self, adapter: str, x: Tensor) -> TaskAssignment | None:
-        """Return the assignment of `adapter` for a layer's input `x`; None for methods that need no ids.
+    def lookup(self, adapter: str, x: Tensor, place: LayerPlace = _ANYWHERE) -> TaskAssignment | None:
+        """Return the assignment of `adapter` for the input `x` of the layer at `place`; None where none is needed.
 
         Raises:
             TaskIdsError: if ids are needed and none are current.
@@ -291,10 +338,11 @@ class TaskContext:
                 return TaskAssignment(ids=torch.zeros((), dtype=torch.long, device=x.device))
             raise TaskIdsError(
                 f"adapter '{adapter}' has {len(names)} tasks ({listing(names.names)}) and was run without task ids: "
-                f"{HOW_TO_PASS_IDS}. (In the backward of a checkpointed forward: give torch.utils.checkpoint the "
-                "`context_fn` tasklora.context_of(model).checkpoint_contexts.)"
+                f"{HOW_TO_PASS_IDS}. (In the backward of a checkpointed forward: enable checkpointing on the PEFT "
+                "model itself, or give torch.utils.checkpoint use_reentrant=False and the `context_fn` "
+                "tasklora.context_of(model).checkpoint_contexts.)"
             )
-        return assignment.for_input(x)
+        return assignment.for_input(x, place)
 
     def one_task(self, adapter: str) -> TaskAssignment:
         """Return the single task (or single mixture) that is current for all rows, as merging needs it.
@@ -325,7 +373,6 @@ class TaskContext:
         return contextlib.nullcontext(), self.use(self.current)
 
 
-def with_row_factor(assignments: Mapping[str, TaskAssignment], factor: int) -> dict[str, TaskAssignment]:
-    """Return `assignments` that also accept rows repeated `factor` times (beams, return sequences)."""
-    factors = (1,) if factor == 1 else (1, factor)
+def with_row_factors(assignments: Mapping[str, TaskAssignment], factors: tuple[int, ...]) -> dict[str, TaskAssignment]:
+    """Return `assignments` that accept rows repeated as often as one of `factors` says (beams, return sequences)."""
     return {name: replace(assignment, row_factors=factors, _cache={}) for name, assignment in assignments.items()}

@@ -1,0 +1,186 @@
+"""The commands between tasklora and other formats: export, import, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tasklora.cli.app import Overwrite, RemoteCode, RunPath, _load, app, console, quiet_libraries
+
+OutputPath = Annotated[Path, typer.Option("--to", help="Output directory; must be new or empty.")]
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: OutputPath,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="The task.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every task, each in its own folder.")] = False,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The base model with the task merged in, instead of a LoRA.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="The nearest LoRA of this smaller rank, with its error; exact if left out.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the written factors.")] = "float32",
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Export tasks as plain LoRA that stock PEFT, vLLM and llama.cpp load, or as merged models."""
+    from tasklora.errors import ConfigError
+
+    if every == (task is not None):
+        raise ConfigError("say what to export: --task NAME or --all.")
+    quiet_libraries()
+    from tasklora.errors import did_you_mean
+    from tasklora.export import export_task, export_task_merged, write_serving_page
+    from tasklora.export.files import check_output
+    from tasklora.tasks.base_model import DTYPES
+
+    if merged and dtype != "float32":
+        raise ConfigError("--dtype is for the factors of a LoRA: a merged model keeps its base's.")
+    if merged and rank is not None:
+        raise ConfigError("--rank is for a LoRA: a merged model has the whole update in its weights.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
+    model, about, base = _load(run, trust_remote_code)
+    if task is not None:
+        about.spec_of(task)
+    check_output(to, overwrite)
+    written = {}
+    for place, name in enumerate(about.tasks if every else [task or ""]):
+        target = to / name if every else to
+        if merged:
+            if place:  # merging consumes the adapter
+                model, about, base = _load(run, trust_remote_code)
+            export_task_merged(model, about, name, target, base.tokenizer, overwrite=overwrite)
+        else:
+            export_task(model, about, name, target, rank=rank, dtype=DTYPES[dtype], overwrite=overwrite)
+            written[name] = target
+        kind = "merged model" if merged else "plain LoRA"
+        console.print(f"{name}: {kind} in [bold]{target}[/bold]{'' if merged else _reduced(target)}", highlight=False)
+    if every and written and write_serving_page(to, written):
+        console.print(f"how to serve them together: [bold]{to / 'README.md'}[/bold]")
+
+
+def _reduced(target: Path) -> str:
+    """Return what a rank-reduced export lost, in words."""
+    from tasklora.export import read_manifest
+
+    reduction: dict[str, Any] | None = read_manifest(target)["reduction"]
+    if not reduction:
+        return ""
+    worst = max(reduction["layers"], key=reduction["layers"].get)
+    return (
+        f", rank {reduction['rank']} of {reduction['exact_rank']}: relative error {reduction['relative_error']:.3g} of "
+        f"the updates together, {reduction['layers'][worst]:.3g} at most ({worst})"
+    )
+
+
+@app.command("import")
+def import_(
+    loras: Annotated[list[str], typer.Argument(help="TASK=DIRECTORY, a PEFT LoRA each.")],
+    to: OutputPath,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join plain LoRAs, one per task, to one adapter that runs batches of all their tasks."""
+    from tasklora.errors import ConfigError, listing
+
+    pairs = [text.partition("=") for text in loras]
+    for text, (name, sign, place) in zip(loras, pairs, strict=True):
+        if not (name and sign and place):
+            raise ConfigError(f"a LoRA is given as TASK=DIRECTORY, got '{text}'.")
+    names = [name for name, _, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"every task needs a name of its own, got: {listing(names)}.")
+    quiet_libraries()
+    from tasklora.export import bank_of_loras
+
+    config, left_out = bank_of_loras({name: place for name, _, place in pairs}, to, overwrite=overwrite)
+    console.print(
+        f"{len(names)} tasks, rank {config.r}: an adapter of per_task_lora in [bold]{to}[/bold]", highlight=False
+    )
+    if left_out:
+        console.print(f"not in it, as no LoRA can hold them: {listing(left_out, 6)}", highlight=False)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of MTL-LoRA's published code; or an adapter's folder.")],
+    to: Annotated[Path | None, typer.Option("--to", help="The adapter's directory; must be new or empty.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="The tasks' names, in the order of their ids, separated by commas.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="lora_alpha of the training script.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of the training script.")] = None,
+    base: Annotated[str | None, typer.Option(help="Name or path of the base model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The base model's revision.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="PEFT's task type, e.g. CAUSAL_LM.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="`commonsense`: what the published script for LLaMA2-7B sets.")
+    ] = None,
+    to_reference: Annotated[
+        Path | None, typer.Option(help="The other way: write the adapter's folder as the published code's .pt file.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert checkpoints of MTL-LoRA's published code to adapters, and back."""
+    from tasklora.cli.lists import names_of
+    from tasklora.errors import ConfigError, did_you_mean
+
+    settings = {"--tasks": tasks, "--alpha": alpha, "--temperature": temperature, "--base": base}
+    others = {**settings, "--revision": revision, "--task-type": task_type, "--preset": preset}
+    if (to is None) == (to_reference is None):
+        raise ConfigError(
+            "say where to: --to DIRECTORY for an adapter, or --to-reference FILE for the published code's."
+        )
+    quiet_libraries()
+    from tasklora.export import PRESETS, convert_reference, write_reference
+
+    if to_reference is not None:
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ConfigError(f"--to-reference takes all it needs from the adapter: leave out {', '.join(given)}.")
+        count = write_reference(source, to_reference, overwrite=overwrite)
+        console.print(f"{count} layers in [bold]{to_reference}[/bold], for the published code", highlight=False)
+        return
+    assert to is not None
+    expected_rank = None
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(
+                f"unknown preset '{preset}'.{did_you_mean(preset, PRESETS)} There is: {', '.join(PRESETS)}."
+            )
+        known = PRESETS[preset]
+        expected_rank = known.r if alpha is None else None
+        tasks, base = tasks or ",".join(known.tasks), base or known.base
+        alpha = known.lora_alpha if alpha is None else alpha
+        temperature = known.temperature if temperature is None else temperature
+        task_type = task_type or known.task_type
+    elif missing := [name for name, value in settings.items() if value is None]:
+        raise ConfigError(
+            f"a checkpoint of the published code does not hold its settings: give {', '.join(missing)} as the training "
+            f"script had them, or --preset ({', '.join(PRESETS)}) for the published script's."
+        )
+    assert tasks is not None
+    assert alpha is not None
+    assert temperature is not None
+    assert base is not None
+    done = convert_reference(
+        source,
+        to,
+        tasks=names_of(tasks),
+        lora_alpha=alpha,
+        temperature=temperature,
+        base=base,
+        revision=revision,
+        task_type=task_type,
+        expected_rank=expected_rank,
+        overwrite=overwrite,
+    )
+    config = done.config
+    sizes = f"{done.layers} layers, r {config.r}, n {config.up_projections}, {len(config.tasks)} tasks"
+    console.print(f"{sizes}, {config.task_matrix} task matrices: an adapter in [bold]{to}[/bold]", highlight=False)
+    console.print("load it: import tasklora; peft.PeftModel.from_pretrained(base_model, DIRECTORY)", highlight=False)
