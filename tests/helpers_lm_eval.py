@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tasklora
+import tasklora.evaluation.lm_eval_bridge  # makes the model known to lm-eval
 from helpers_models import LLAMA_TARGETS, adapt, config_of, tiny_llama
 from tasklora.tuner import METHODS
 

@@ -25,6 +25,7 @@ def main() -> None:
         for path in (SOURCE / "tasklora").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    wanted.add("tasklora_lm_eval.py")  # an entry point of torch: without it `import torch` would fail
     missing = sorted(wanted - packed)
     if missing:
         sys.exit("missing from the wheel: " + ", ".join(missing))

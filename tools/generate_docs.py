@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import features
 import pydantic
 import typer
 
@@ -274,6 +275,7 @@ def speed_summary() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
+    "features": features.table,
     "cli": cli,
     "recipes": recipe_keys,
     "glue": comparison("glue-comparison"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import tomllib
 
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-NEEDED_TO_TEST = ("pytest", "hypothesis")
+NEEDED_TO_TEST = ("pytest", "hypothesis")  # pytest-xdist among them
 
 
 def lowest(requirement: str) -> str:

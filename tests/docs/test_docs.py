@@ -106,6 +106,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.slow  # `make docs-check` does the same
 def test_generated_parts_are_fresh() -> None:
     check = subprocess.run(
         [sys.executable, ROOT / "tools" / "generate_docs.py", "--check"], capture_output=True, text=True, check=False

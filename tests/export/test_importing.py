@@ -32,7 +32,7 @@ from tasklora.errors import (
     UnsupportedError,
 )
 from tasklora.export import bank_of_loras, read_lora
-from tasklora.tuner import METHODS
+from tasklora.updates import LoraCore, UpdateOptions
 
 ROOM = {"r": 4, "lora_alpha": 6}
 
@@ -208,11 +208,10 @@ def test_the_task_is_named_where_there_are_tasks_and_only_there(tmp_path, case):
     assert_unchanged(model, before)
 
 
-def test_every_method_has_a_start():
-    from tasklora.export.importing import _STARTS
-
-    known = {name for name, method in METHODS.items() if name in _STARTS or method.update_cls.kind == "bank"}
-    assert known == set(METHODS)
+def test_a_method_without_a_start_says_so():
+    update = LoraCore(4, 3, 1, UpdateOptions(r=2))
+    with pytest.raises(UnsupportedError, match="LoraCore has no exact start from a plain LoRA"):
+        update.begin_as(torch.ones(1, 4), torch.ones(3, 1), None)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,8 @@ from tasklora.errors import BrokenAdapterError, CheckpointError, TaskIdsError, U
 from tasklora.export.adapted import config_of, the_adapter, updates_of
 from tasklora.export.files import ADAPTER_FILE, CONFIG_FILE
 from tasklora.tasks import read_safetensors
-from tasklora.tuner import METHODS, Method, context_of, method_of
+from tasklora.tuner import context_of, method_of
 from tasklora.updates import LowRankUpdate, is_number
-from tasklora.updates.task_tables import NEW
 
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?P<which>[AB])\.weight")
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights
@@ -122,7 +121,6 @@ def import_lora(model: nn.Module, directory: str | Path, task: str | int | None 
     if context_of(model).merged:
         raise UnsupportedError("the adapter is merged into the base weights; call model.unmerge_adapter() first.")
     method = method_of(config_of(model, adapter))
-    start = _start_of(method)
     index = _task_index(model, adapter, task, method.update_cls.kind == "bank", method.name)
     lora = read_lora(directory)
     updates = updates_of(model, adapter)
@@ -134,7 +132,7 @@ def import_lora(model: nn.Module, directory: str | Path, task: str | int | None 
     try:
         with torch.no_grad():
             for path, update in updates.items():
-                start(update, *given.get(path, _nothing(update)), index)
+                update.begin_as(*given.get(path, _nothing(update)), index)
     except Exception:
         with torch.no_grad():
             for update, parameters in before.items():
@@ -263,83 +261,3 @@ def _task_index(model: nn.Module, adapter: str, task: str | int | None, bank: bo
 
 def _nothing(update: LowRankUpdate) -> tuple[Tensor, Tensor]:
     return torch.zeros(0, update.in_features), torch.zeros(update.out_features, 0)
-
-
-def _fill(a: Tensor, b: Tensor, down: Tensor, up: Tensor, scaling: float) -> None:
-    """Set a (r, in) and b (out, r) so that scaling · b a = up · down.
-
-    Raises:
-        CheckpointError: if the rank is larger than r.
-    """
-    rank = down.shape[0]
-    if rank > a.shape[0]:
-        raise CheckpointError(
-            f"the LoRA has rank {rank}, the adapter has room for {a.shape[0]} here. Make an adapter with room for "
-            f"{rank} (r, or rank_pattern), or reduce the LoRA's rank."
-        )
-    a[:rank] = down.to(a)
-    b.zero_()
-    b[:, :rank] = (up / scaling).to(b)
-
-
-def _into_bank(update: Any, down: Tensor, up: Tensor, task: int | None) -> None:
-    assert task is not None
-    _fill(_row(update, "A", task), _row(update, "B", task), down, up, update.scaling)
-
-
-def _row(update: LowRankUpdate, name: str, task: int) -> Tensor:
-    """Return one task's row of a table, which for tasks added later is the new table's."""
-    table = update.get_parameter(name)
-    return table[task] if task < len(table) else update.get_parameter(name + NEW)[task - len(table)]
-
-
-def _into_mtl_lora(update: Any, down: Tensor, up: Tensor, _: int | None) -> None:
-    for place in range(update.n):
-        _fill(update.A, update.B[:, place], down, up, update.scaling)
-    update.reset_table("Lambda", update.Lambda)
-    if update.new_tasks:
-        update.reset_table("Lambda", update.get_parameter("Lambda" + NEW))
-
-
-def _into_ta_lora(update: Any, down: Tensor, up: Tensor, _: int | None) -> None:
-    _fill(update.A[: update.r_shared], update.B[:, : update.r_shared], down, up, update.scaling)
-    update.B[:, update.r_shared :].zero_()
-
-
-def _into_multi_lora(update: Any, down: Tensor, up: Tensor, _: int | None) -> None:
-    _fill(update.A[: update.r], update.B[:, 0], down, up, update.scaling)
-    update.s.zero_()
-    update.s[0].fill_(1.0)
-
-
-def _into_moe_lora(update: Any, down: Tensor, up: Tensor, _: int | None) -> None:
-    each = update.r // update.n
-    for first in range(0, update.r, each):
-        part = slice(first, first + each)
-        _fill(update.A[part], update.B[:, part], down, up, update.scaling)
-
-
-def _into_hydra_lora(update: Any, down: Tensor, up: Tensor, _: int | None) -> None:
-    for place in range(update.n):
-        _fill(update.A, update.B[:, place], down, up, update.scaling)
-
-
-_STARTS: dict[str, Callable[[Any, Tensor, Tensor, int | None], None]] = {
-    "bank": _into_bank,
-    "mtl_lora": _into_mtl_lora,
-    "ta_lora": _into_ta_lora,
-    "multi_lora": _into_multi_lora,
-    "moe_lora": _into_moe_lora,
-    "hydra_lora": _into_hydra_lora,
-}
-"""Method (or "bank", for every bank) → how its parameters become a given LoRA."""
-
-
-def _start_of(method: Method) -> Callable[[Any, Tensor, Tensor, int | None], None]:
-    start = _STARTS.get("bank" if method.update_cls.kind == "bank" else method.name)
-    if start is None:
-        raise UnsupportedError(
-            f"{method.title} ({method.name}) has no exact start from a plain LoRA. Import into one of: "
-            f"{listing(name for name, m in METHODS.items() if name in _STARTS or m.update_cls.kind == 'bank')}."
-        )
-    return start

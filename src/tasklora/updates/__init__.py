@@ -5,7 +5,8 @@
 Nothing here knows PEFT or transformers; see :mod:`tasklora.updates.base` for the three kinds of update.
 """
 
-from tasklora.updates.base import BankUpdate, CoreUpdate, LowRankUpdate, RoutedUpdate, UpdateOptions, is_number
+from tasklora.updates.bank import BankUpdate
+from tasklora.updates.base import CoreUpdate, LowRankUpdate, UpdateOptions, is_number
 from tasklora.updates.context import LayerPlace, TaskAssignment, TaskContext, TaskNames, with_row_factors
 from tasklora.updates.hydra_lora import HydraLora, HydraLoraOptions
 from tasklora.updates.lookup import OneHot
@@ -15,6 +16,7 @@ from tasklora.updates.mtl_lora import MTLLora, MTLLoraOptions
 from tasklora.updates.multi_lora import MultiLora, MultiLoraOptions
 from tasklora.updates.ops import Branch, add_branch
 from tasklora.updates.per_task_lora import PerTaskLora, PerTaskLoraOptions
+from tasklora.updates.routed import RoutedUpdate
 from tasklora.updates.ta_lora import TALora, TALoraOptions
 
 __all__ = [

@@ -31,11 +31,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tasklora.errors import ConfigError, UnsupportedError
+from tasklora.errors import CheckpointError, ConfigError, UnsupportedError
 from tasklora.updates.block_order import BlockOrder, block_order
 from tasklora.updates.context import TaskAssignment
 from tasklora.updates.lookup import OneHot
-from tasklora.updates.ops import Branch, branch_output, compute_dtype, may_be_sharded, project_down, wide_softmax
+from tasklora.updates.ops import Branch, branch_output, compute_dtype, may_be_sharded, project_down
 from tasklora.updates.task_tables import TaskTables
 
 
@@ -178,6 +178,32 @@ class LowRankUpdate(TaskTables, ABC):
         down, up = self.lora_factors(tasks)
         return up @ down
 
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA, exactly: scaling · ΔW_t = up · down of one task, or of all where they share the factors.
+
+        Args:
+            down: (k, in_features).
+            up: (out_features, k).
+            task: which task's factors, for a bank; None for a method that shares them.
+
+        Raises:
+            CheckpointError: if k is larger than there is room for.
+            UnsupportedError: if the method has no such start.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no exact start from a plain LoRA.")
+
+    def _fill(self, a: Tensor, b: Tensor, down: Tensor, up: Tensor) -> None:
+        """Set a (r, in) and b (out, r) so that scaling · b a = up · down. What a has more stays, to be trained."""
+        rank = down.shape[0]
+        if rank > a.shape[0]:
+            raise CheckpointError(
+                f"the LoRA has rank {rank}, the adapter has room for {a.shape[0]} here. Make an adapter with room for "
+                f"{rank} (r, or rank_pattern), or reduce the LoRA's rank."
+            )
+        a[:rank] = down.to(a)
+        b.zero_()
+        b[:, :rank] = (up / self.scaling).to(b)
+
     def parameter_groups(self) -> dict[str, int]:
         """Return the number of parameters shared by all tasks and of those that belong to single tasks."""
         groups = {"shared": 0, "per_task": 0}
@@ -281,120 +307,3 @@ class CoreUpdate(LowRankUpdate):
         if down.shape[0] <= up.shape[1]:
             return down, up @ core
         return core @ down, up
-
-
-class BankUpdate(LowRankUpdate):
-    """ΔW_t = scaling · B_t A_t with a pair of factors per task.
-
-    Parameters: A (T, r, in_features), B (T, out_features, r).
-    """
-
-    kind = "bank"
-    per_task_parameters = ("A", "B")
-
-    B: nn.Parameter
-
-    def reset_table(self, name: str, table: Tensor) -> None:
-        """Initialise as LoRA does: every task's A kaiming-uniform, B zero."""
-        if name == "B":
-            nn.init.zeros_(table)
-            return
-        if self.one_hot is not None:
-            self.one_hot.begin(table)
-            return
-        for factor in table:
-            nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-
-    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
-        """Return scaling · B_t A_t dropout(x) as a branch; see :meth:`LowRankUpdate.branch`."""
-        assert tasks is not None  # the layer's context has raised before
-        rate, shape, dtype = self._dropout_rate(), self._output_shape(x), compute_dtype(x)
-        if tasks.ids is None:
-            x, h = project_down(x, self.table("A").to(dtype).flatten(0, 1), None, rate, in_place)  # D (T·r, in)
-            return x, self._mixture(h, tasks.tensor, shape)
-        order = self._order(tasks)
-        # Gathered first, so the cost does not grow with T.
-        ids = tasks.ids if order is None else order.task
-        x, h = project_down(x, self.rows("A", ids).to(dtype), order, rate, in_place)
-        return x, Branch(h, (self.rows("B", ids) * self.scaling).to(h.dtype), None, order, shape)
-
-    def branch_of_ids(self, ids: Tensor, tasks: TaskAssignment | None) -> Branch:
-        """Return scaling · B_t A_t[:, ids] as a branch; see :meth:`LowRankUpdate.branch_of_ids`."""
-        assert tasks is not None and self.one_hot is not None  # noqa: PT018
-        rate, shape = self._dropout_rate(), (*ids.shape, self.out_features)
-        if tasks.ids is None:
-            h = self.one_hot.columns(self.table("A").flatten(0, 1), ids, rate)  # (rows, L, T·r)
-            return self._mixture(h, tasks.tensor, shape)
-        order = self._order(tasks)
-        h = self.one_hot.columns_of_tasks(self.table("A"), tasks.ids, ids, rate)
-        if order is not None:
-            h = order.gather(h) * order.filled
-        up = self.rows("B", tasks.ids if order is None else order.task)
-        return Branch(h, (up * self.scaling).to(h.dtype), None, order, shape)
-
-    def _mixture(self, h: Tensor, weights: Tensor, shape: tuple[int, ...]) -> Branch:
-        """Return the branch of a mixture, which has rank T·r: h (rows, L, T·r), each task's part times its weight."""
-        up = (self.table("B") * self.scaling).to(h.dtype).transpose(0, 1).flatten(1)  # [B_1 … B_T] (out, T·r)
-        per_rank = weights.to(h.dtype).repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
-        return Branch(h * (per_rank if per_rank.dim() == 1 else per_rank.unsqueeze(1)), up, None, None, shape)
-
-    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
-        """Return (A_t, scaling · B_t), or the stack over the tasks of a mixture, rank (number of tasks) · r."""
-        if tasks.ids is not None:
-            ids = tasks.ids.to(self.A.device)
-            return self.rows("A", ids), self.rows("B", ids) * self.scaling
-        weights = tasks.tensor.to(self.A)
-        chosen = weights.nonzero().flatten()
-        up = self.rows("B", chosen) * (self.scaling * weights[chosen])[:, None, None]  # (chosen, out, r)
-        return self.rows("A", chosen).flatten(0, 1), up.transpose(0, 1).flatten(1)
-
-
-class RoutedUpdate(LowRankUpdate):
-    """ΔW x = scaling · Σ_i softmax(R x)_i · B_i A x: each token mixes the up-projections by what it is.
-
-    The router R reads x before dropout. ΔW depends on the token, so that no plain LoRA and no merged weight equals it.
-    """
-
-    kind = "routed"
-    uses_task_ids = False
-
-    @abstractmethod
-    def down(self) -> Tensor:
-        """Return D = A (r, in_features)."""
-
-    @abstractmethod
-    def up(self) -> Tensor:
-        """Return U = [B_1 … B_n] (out_features, n·r)."""
-
-    @abstractmethod
-    def router(self) -> Tensor:
-        """Return R (n, in_features)."""
-
-    def reset_table(self, name: str, table: Tensor) -> None:
-        """Raise: a routed update has no per-task parameters."""
-        raise NotImplementedError(f"{type(self).__name__} has no per-task parameter '{name}'.")
-
-    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
-        """Return U (softmax(R x) ⊗ A dropout(x)) as a branch; see :meth:`LowRankUpdate.branch`."""
-        dtype, rate = compute_dtype(x), self._dropout_rate()
-        down, router = self.down().to(dtype), self.router().to(dtype)
-        if rate:
-            x, logits = project_down(x, router, None, 0.0, in_place)  # (rows, L, n)
-            x, h = project_down(x, down, None, rate, in_place)  # (rows, L, r)
-        else:  # both read the same x: one product
-            x, both = project_down(x, torch.cat([router, down]), None, 0.0, in_place)
-            logits, h = both.split([router.shape[0], down.shape[0]], dim=-1)
-        gates = wide_softmax(logits, like=logits).to(h.dtype)
-        mixed = (gates.unsqueeze(-1) * h.unsqueeze(-2)).flatten(-2)  # (rows, L, n·r)
-        return x, Branch(mixed, (self.up() * self.scaling).to(h.dtype), None, None, self._output_shape(x))
-
-    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
-        """Raise.
-
-        Raises:
-            UnsupportedError: always.
-        """
-        raise UnsupportedError(
-            f"{type(self).__name__} has no plain LoRA and cannot be merged: its gate reads every token, so its ΔW is "
-            "not one matrix. Serve it with tasklora, or train a method whose ΔW depends on the task alone."
-        )

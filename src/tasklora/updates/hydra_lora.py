@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tasklora.updates.base import RoutedUpdate, UpdateOptions, check_positive_integer
+from tasklora.updates.base import UpdateOptions, check_positive_integer
+from tasklora.updates.routed import RoutedUpdate
 
 
 @dataclass
@@ -50,6 +51,12 @@ class HydraLora(RoutedUpdate):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
         nn.init.zeros_(self.B)
         nn.init.kaiming_uniform_(self.R, a=math.sqrt(5))
+
+    @torch.no_grad()
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA, whatever the router says: every B_i is its B, and gates sum to one."""
+        for place in range(self.n):
+            self._fill(self.A, self.B[:, place], down, up)
 
     def down(self) -> Tensor:
         """Return A (r, in_features)."""

@@ -71,6 +71,14 @@ class MoELora(CoreUpdate):
         """Initialise embeddings of tasks: normal(0, 1)."""
         nn.init.normal_(table)
 
+    @torch.no_grad()
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA for every task: every expert is it, and gates sum to one. It has room for rank r/n."""
+        each = self.r // self.n
+        for first in range(0, self.r, each):
+            part = slice(first, first + each)
+            self._fill(self.A[part], self.B[:, part], down, up)
+
     def down(self) -> Tensor:
         """Return [A_1; … A_n] (r, in_features)."""
         return self.A

@@ -80,6 +80,14 @@ class MTLLora(CoreUpdate):
         with torch.no_grad():
             table.copy_(torch.ones(self.r) if self.diagonal else torch.eye(self.r))
 
+    @torch.no_grad()
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA for every task: every B_i is its B, gates sum to one, and Λ_t = I."""
+        for place in range(self.n):
+            self._fill(self.A, self.B[:, place], down, up)
+        for task_id in range(self.num_tasks):
+            self.reset_table("Lambda", self.row("Lambda", task_id))
+
     def down(self) -> Tensor:
         """Return A (r, in_features)."""
         return self.A

@@ -57,6 +57,13 @@ class MultiLora(CoreUpdate):
             nn.init.kaiming_uniform_(self.B[:, index], a=math.sqrt(5))
         nn.init.zeros_(self.s)
 
+    @torch.no_grad()
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA: it takes the first module, at scale 1; the others begin at scale 0."""
+        self._fill(self.A[: self.r], self.B[:, 0], down, up)
+        self.s.zero_()
+        self.s[0].fill_(1.0)
+
     def down(self) -> Tensor:
         """Return [A_1; … A_n] (n·r, in_features)."""
         return self.A

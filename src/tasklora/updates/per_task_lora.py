@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tasklora.updates.base import BankUpdate, UpdateOptions
+from tasklora.updates.bank import BankUpdate
+from tasklora.updates.base import UpdateOptions
 
 
 @dataclass

@@ -78,6 +78,12 @@ class TALora(CoreUpdate):
         """Initialise embeddings of tasks: normal(0, 1)."""
         nn.init.normal_(table)
 
+    @torch.no_grad()
+    def begin_as(self, down: Tensor, up: Tensor, task: int | None) -> None:
+        """Become a plain LoRA for every task: it takes the shared directions, those of tasks begin at zero."""
+        self._fill(self.A[: self.r_shared], self.B[:, : self.r_shared], down, up)
+        self.B[:, self.r_shared :].zero_()
+
     def down(self) -> Tensor:
         """Return [A_s; A] (r_shared + r, in_features)."""
         return self.A

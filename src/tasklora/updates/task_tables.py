@@ -94,15 +94,16 @@ class TaskTables(nn.Module):
     def copy_task(self, source: int, target: int) -> None:
         """Copy what belongs to task `source` to task `target`."""
         for name in self.per_task_parameters:
-            self._row(name, target).copy_(self._row(name, source))
+            self.row(name, target).copy_(self.row(name, source))
 
     @torch.no_grad()
     def clear_task(self, task: int) -> None:
         """Overwrite what belongs to a task with zeros."""
         for name in self.per_task_parameters:
-            self._row(name, task).zero_()
+            self.row(name, task).zero_()
 
-    def _row(self, name: str, task: int) -> Tensor:
+    def row(self, name: str, task: int) -> Tensor:
+        """Return one task's row of a per-task parameter, a view of its table."""
         first_new = self.num_tasks - self.new_tasks
         if task < first_new:
             return self.get_parameter(name)[task]
