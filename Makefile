@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard results-glue install clean
+.PHONY: demo test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard results-glue results-embedded install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -75,9 +75,17 @@ bench-guard: $(STAMP)
 # two cores; run again, it goes on where it was stopped.
 results-glue: $(STAMP)
 	$(BIN)/tasklora compare recipes/glue.yaml --data-root data/glue --output runs/glue-comparison \
-		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning --seeds 0,1,2 \
+		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning,ta_lora,moe_lora,multi_lora,hydra_lora \
+		--seeds 0,1,2 \
 		--search lr=1e-3,3e-3 --search heads_only:lr=3e-3,1e-2 --search full_fine_tuning:lr=1e-3 --search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4 \
 		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, validation: 300}'
+
+# The same for the demo's embedded tasks, without any download: benchmarks/results/embedded-comparison.json.
+results-embedded: $(STAMP)
+	$(BIN)/tasklora compare src/tasklora/demo/recipe.yaml --output runs/embedded-comparison \
+		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning,ta_lora,moe_lora,multi_lora,hydra_lora \
+		--seeds 0,1,2 --search lr=1e-3,3e-3 --search heads_only:lr=3e-3,1e-2 --search full_fine_tuning:lr=1e-3 \
+		--search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4
 
 install: $(STAMP)
 

@@ -17,7 +17,7 @@ def base_model() -> BertForSequenceClassification:
 
 def rows_about(first: int, last: int) -> dict[str, torch.Tensor]:
     """Rows whose tokens lie in a range of their own, as the words of different tasks do."""
-    return {"input_ids": torch.randint(first, last, (16, 8))}
+    return {"input_ids": torch.randint(first, last, (64, 8))}
 
 
 config = tasklora.MTLLoraConfig(tasks=["films", "cooking", "law"], r=4, target_modules=["query", "value"])
@@ -27,7 +27,7 @@ for name, parameter in model.named_parameters():  # stands for training
         torch.nn.init.normal_(parameter, std=0.3)
 
 known = {"films": rows_about(0, 30), "cooking": rows_about(30, 60), "law": rows_about(60, 90)}
-unknown = rows_about(25, 60)  # mostly about cooking, a little about films
+unknown = rows_about(28, 60)  # mostly about cooking, a little about films
 nearest = tasklora.nearest_tasks(model, unknown, known)
 print("similarities:", {task: round(value, 2) for task, value in nearest.similarities.items()})
 print("weights:", {task: round(value, 2) for task, value in nearest.weights.items()})

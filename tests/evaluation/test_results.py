@@ -72,7 +72,7 @@ def test_results_say_how_training_went(trained):
     training = trained.results.training
     assert (training.steps, training.epochs, training.stopped) == (40, 5.0, "finished")
     assert training.rows_per_task == {"mood": 36, "answer": 54, "heat": 24}
-    assert 0 < training.seconds < 60
+    assert training.seconds > 0
 
 
 def test_scores_carry_counts_and_every_metric(trained):

@@ -5,7 +5,8 @@ import torch
 
 from helpers_runs import EVERY_METHOD, use_method
 from tasklora.errors import CheckpointError, ConfigError
-from tasklora.evaluation import predict_tasks
+from tasklora.evaluation import predict_tasks, read_diagnostics
+from tasklora.report.page import write_report
 from tasklora.tasks import load_model, read_safetensors
 from tasklora.training import RunDirectory, count_recipe_parameters, load_recipe_data, train_recipe
 
@@ -56,6 +57,15 @@ def test_only_what_is_the_new_tasks_own_is_trained(project, tmp_path, method):
     counts = count_recipe_parameters(recipe)
     fresh = count_recipe_parameters(project.load(THEN, use_method(method))).groups  # one task
     assert counts.groups == {**fresh, "shared": 0}
+
+
+def test_what_is_reported_is_of_the_new_tasks(project, tmp_path):
+    run = trained(project, tmp_path / "first")
+    recipe = project.load(THEN, *QUICK, f"extends={run}")
+    train_recipe(recipe, tmp_path / "extended")
+    for layers in read_diagnostics(tmp_path / "extended" / "diagnostics.json").values():
+        assert all(len(tasks) == 1 for tasks in layers.values())
+    assert "answer" in write_report([tmp_path / "extended"], tmp_path / "page.html").read_text()
 
 
 def test_a_run_is_extended_twice_and_exported(project, tmp_path):

@@ -14,7 +14,7 @@ import tasklora
 from helpers_models import ADAPTERS, BERT_TARGETS, TASKS, adapt, config_of, inputs_of, run, tiny_bert
 from tasklora.errors import ConfigError, TaskIdsError, UnknownTaskError, UnsupportedError
 from tasklora.tuner import METHODS
-from tasklora.updates import LowRankUpdate
+from tasklora.updates import LowRankUpdate, TaskAssignment
 
 FIRST = {case.method: case for case in reversed(ADAPTERS)}  # one case of each method
 WITH_TASKS = [case for case in FIRST.values() if case.uses_task_ids]
@@ -83,9 +83,9 @@ def test_new_and_old_tasks_in_one_batch_equal_their_rows_alone(case):
     layer = next(module for module in model.modules() if hasattr(module, "task_updates"))
     update = layer.task_updates["default"].double()
     x = torch.randn(3, 6, update.in_features, dtype=torch.float64)
-    mixed = update(x, tasklora.updates.TaskAssignment(ids=per_token))
+    mixed = update(x, TaskAssignment(ids=per_token))
     for task in range(4):
-        down, up = update.lora_factors(tasklora.updates.TaskAssignment(ids=torch.tensor(task)))
+        down, up = update.lora_factors(TaskAssignment(ids=torch.tensor(task)))
         here = per_token == task
         torch.testing.assert_close(mixed[here], x[here] @ (up @ down).T, rtol=1e-10, atol=1e-10)
 
@@ -207,6 +207,24 @@ def test_methods_without_task_ids_have_nothing_to_add_to(case):
         tasklora.add_tasks(model, ["wnli"])
     assert model.peft_config["default"].tasks == TASKS
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_compiled_graphs_take_new_and_old_tasks_alike():
+    model = made("mtl_lora")
+    tasklora.add_tasks(model, ["wnli"], like={"wnli": "rte"})
+    update = updates(model)[0]
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x, ids: update(x, TaskAssignment(ids=ids)), backend=backend, fullgraph=True)
+    x = torch.randn(3, 6, update.in_features)
+    for task_ids in ([0, 3, 1], [3, 3, 3], [2, 0, 0]):
+        ids = torch.tensor(task_ids)
+        torch.testing.assert_close(compiled(x, ids), update(x, TaskAssignment(ids=ids)), rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 1
 
 
 def test_modules_trained_in_full_are_frozen_too(tmp_path):

@@ -168,13 +168,16 @@ def evaluate(
     from tasklora.training import RunDirectory
 
     directory = RunDirectory(run)
-    section, seed = (directory.recipe().tasks, directory.recipe().training.seed) if directory.is_run else (None, 0)
+    recipe = directory.recipe() if directory.is_run else None
+    section, seed = (recipe.tasks, recipe.training.seed) if recipe is not None else (None, 0)
     if section is None and data_root is None:
         raise ConfigError(f"{run} is a saved model without a recipe: say where the rows are, with --data-root DIR.")
     model, about, base = _load(run, trust_remote_code)
     root = data_root or (section.data_root if section else None)
     limits = section.limits if section else None
-    data = load_tasks(about.tasks, [split], root, limits, seed)  # type: ignore[list-item]
+    # A run that extends another has more tasks, whose rows its own recipe does not say.
+    tasks = about.tasks if recipe is None else {name: about.tasks[name] for name in recipe.task_specs()}
+    data = load_tasks(tasks, [split], root, limits, seed)  # type: ignore[list-item]
     collator = about.collator(base.tokenizer)
     with console.status("scoring") as status:
         scores = score_tasks(

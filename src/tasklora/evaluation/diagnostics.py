@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ Diagnostics = dict[str, dict[str, Any]]
 
 
 @torch.no_grad()
-def diagnose(model: nn.Module) -> Diagnostics:
-    """Return every update's :meth:`~tasklora.updates.LowRankUpdate.diagnostics`, by name and layer."""
+def diagnose(model: nn.Module, task_ids: Sequence[int] | None = None) -> Diagnostics:
+    """Return every update's :meth:`~tasklora.updates.LowRankUpdate.diagnostics`, by name and layer.
+
+    Args:
+        model: the model.
+        task_ids: the tasks whose entries are wanted, in this order; None for all.
+    """
     found: Diagnostics = {}
     for name, module in model.named_modules():
         if isinstance(module, LowRankUpdate):
             for diagnostic, values in module.diagnostics().items():
-                found.setdefault(diagnostic, {})[_layer_name(name)] = values.float().cpu().tolist()
+                chosen = values if task_ids is None else values[list(task_ids)]
+                found.setdefault(diagnostic, {})[_layer_name(name)] = chosen.float().cpu().tolist()
     return found
 
 

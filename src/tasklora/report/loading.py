@@ -50,8 +50,9 @@ class RunFiles:
 
     @cached_property
     def specs(self) -> dict[str, TaskSpec]:
-        """Its tasks."""
-        return read_about(self.path / "best").tasks
+        """Its tasks; of a run that extends another, those that it trained."""
+        tasks = read_about(self.path / "best").tasks
+        return {name: tasks[name] for name in self.results.tasks}
 
     @cached_property
     def recipe(self) -> str:

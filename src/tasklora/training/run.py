@@ -182,7 +182,8 @@ def train_recipe(
     predictions = predict_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
     scores = scores_of(report_rows, predictions)
     write_predictions(run.predictions, report_rows, predictions)
-    write_diagnostics(run.diagnostics, diagnose(model))
+    # Of the tasks that were trained: a run that extends another has more of them.
+    write_diagnostics(run.diagnostics, diagnose(model, [model.task_names.index(name) for name in specs]))
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
