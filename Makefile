@@ -27,7 +27,7 @@ test-full: $(STAMP)
 test-quantised: $(STAMP)
 	$(BIN)/python -m pip install -q --upgrade --target .venv-quantised --no-deps "bitsandbytes>=0.50,<1" "torchao>=0.18,<0.19" \
 		"optimum-quanto>=0.2.7,<0.3" "hqq>=0.2.8,<0.3" ninja einops termcolor
-	OMP_NUM_THREADS=1 TORCHAO_FORCE_SKIP_LOADING_SO_FILES=1 PYTHONPATH=.venv-quantised $(BIN)/python -m pytest $(PYTEST) \
+	OMP_NUM_THREADS=1 TORCHAO_FORCE_SKIP_LOADING_SO_FILES=1 PYTHONPATH=$(CURDIR)/.venv-quantised $(BIN)/python -m pytest $(PYTEST) \
 		tests/integrations/test_quantised_bases.py tests/examples -k "quantised"
 
 # The tests of the library and the command line with the oldest versions that pyproject.toml admits (Python >= 3.11).

@@ -43,6 +43,7 @@ class Family:
 
 
 ATTENTION = ["q_proj", "v_proj"]
+OLDER = ["query", "value", "output.dense"]  # what older releases of transformers call them in vision models
 WHISPER = {
     "vocab_size": 64,
     "d_model": 32,
@@ -127,14 +128,14 @@ FAMILIES: dict[str, Family] = {
         hf.ViTForImageClassification,
         hf.ViTConfig,
         {**TEXT, "image_size": 16, "patch_size": 4},
-        ["q_proj", "v_proj", "fc1"],
+        ["q_proj", "v_proj", "fc1", *OLDER],
         "image",
     ),
     "swin": Family(
         hf.SwinForImageClassification,
         hf.SwinConfig,
         SWIN,
-        ["q_proj", "v_proj", "o_proj", "fc2", "reduction"],
+        ["q_proj", "v_proj", "o_proj", "fc2", "reduction", *OLDER],
         "image",
     ),
     "swinv2": Family(

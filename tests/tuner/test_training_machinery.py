@@ -10,6 +10,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 import helpers_families as families
 import tasklora
@@ -163,6 +164,8 @@ def expect_same_gradients(family, method, enable=None, before=None):
 @every_method
 @pytest.mark.parametrize("enable", ENABLE)
 def test_checkpointing_enabled_on_the_wrapper(method, enable):
+    if enable == "every_second_layer" and not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+        pytest.skip("this release of transformers checkpoints all layers or none")
     expect_same_gradients("llama", method, ENABLE[enable])
 
 

@@ -175,9 +175,8 @@ class TaskLoraLM(HFLM):
             )
         answers: dict[int, Answer] = {}
         for task, chosen in places.items():
-            self.batch_sizes: dict[
-                int, int
-            ] = {}  # those found for the requests of another task ("auto") need not fit these
+            # Those that "auto" found for the requests of another task need not fit these.
+            self.batch_sizes: dict[int, int] = {}
             with use_tasks(self.model, task):
                 answers.update(zip(chosen, run([requests[i] for i in chosen], disable_tqdm=disable_tqdm), strict=True))
         return [answers[place] for place in range(len(requests))]

@@ -260,7 +260,8 @@ class TakesTaskIds:
     def _checkpoint(self, enable: str, kwargs: dict[str, Any] | None, options: dict[str, Any]) -> None:
         base = self.get_base_model()  # type: ignore[attr-defined]
         kwargs = {"use_reentrant": False, **(kwargs or {})}
-        getattr(base, enable)(kwargs, **options)
+        # Older releases of transformers have the older name alone.
+        getattr(base, enable if hasattr(base, enable) else "gradient_checkpointing_enable")(kwargs, **options)
         recompute_under_tasks(base, context_of(self))  # type: ignore[arg-type]
 
     def _row_factors(self, kwargs: dict[str, Any]) -> tuple[int, ...]:
