@@ -95,15 +95,27 @@ def _cell(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
+# Column of the Markdown table → its heading in a terminal, where eighty characters must do.
+TERMINAL_COLUMNS = {
+    "name": "name",
+    "kind": "kind",
+    "task ids": "task ids",
+    "plain LoRA per task": "export",
+    "mergeable": "merge",
+    "new task without retraining": "new task",
+    "checked against": "parity",
+    "paper": "paper",
+}
+
+
 def method_table() -> Table:
     """Return the methods as a table for the terminal; ``--markdown`` and ``--json`` have every column."""
     baselines = [f"{m.name} ({m.title})" for name, m in TRAINING_METHODS.items() if name not in METHODS]
     table = Table(title="methods", title_justify="left", caption="besides, for comparison: " + "; ".join(baselines))
-    columns = ("name", "kind", "task ids", "plain LoRA per task", "mergeable", "new task without retraining", "paper")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for heading in TERMINAL_COLUMNS.values():
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "merge", "export"))
     for record in method_records():
-        table.add_row(*(_cell(record[column]) for column in columns))
+        table.add_row(*(_cell(record[column]) for column in TERMINAL_COLUMNS))
     return table
 
 
