@@ -13,12 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from tasklora.updates import (
+    HydraLora,
+    HydraLoraOptions,
     LoraCore,
     LowRankUpdate,
+    MoELora,
+    MoELoraOptions,
     MTLLora,
     MTLLoraOptions,
+    MultiLora,
+    MultiLoraOptions,
     PerTaskLora,
     PerTaskLoraOptions,
+    RoutedUpdate,
+    TALora,
+    TALoraOptions,
     TaskAssignment,
     UpdateOptions,
 )
@@ -36,7 +45,7 @@ class Case:
         update_cls: the update under test.
         options: its options.
         parameters: (in, out, T) → number of shared and of per-task parameters.
-        rank: rank of the exact plain LoRA of one task.
+        rank: rank of the exact plain LoRA of one task; None where there is none (routed).
     """
 
     id: str
@@ -44,7 +53,7 @@ class Case:
     update_cls: type[LowRankUpdate]
     options: UpdateOptions
     parameters: Callable[[int, int, int], tuple[int, int]]
-    rank: int
+    rank: int | None
 
     @property
     def uses_task_ids(self) -> bool:
@@ -78,9 +87,47 @@ CASES: list[Case] = [
         lambda i, o, t: (0, t * 3 * (i + o)),
         rank=3,
     ),
+    Case(
+        "ta_lora",
+        "ta_lora",
+        TALora,
+        TALoraOptions(r=3, r_shared=2, lora_alpha=6, task_embedding=4, temperature=0.7),
+        lambda i, o, t: (5 * (i + o) + 3 * 4, 4 * t),
+        rank=5,
+    ),
+    Case(
+        "multi_lora",
+        "multi_lora",
+        MultiLora,
+        MultiLoraOptions(r=2, lora_alpha=6, parallel_modules=3),
+        lambda i, o, t: (6 * (i + o) + 3 * o, 0),
+        rank=6,
+    ),
+    Case(
+        "moe_lora",
+        "moe_lora",
+        MoELora,
+        MoELoraOptions(r=4, lora_alpha=6, experts=2, task_embedding=5),
+        lambda i, o, t: (4 * (i + o) + 2 * 5, 5 * t),
+        rank=4,
+    ),
+    Case(
+        "hydra_lora",
+        "hydra_lora",
+        HydraLora,
+        HydraLoraOptions(r=3, lora_alpha=6, up_projections=2),
+        lambda i, o, t: (3 * (i + 2 * o) + 2 * i, 0),
+        rank=None,
+    ),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+every_exact_case = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.rank is not None], ids=lambda case: case.id
+)
+every_routed_case = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.rank is None], ids=lambda case: case.id
+)
 every_task_case = pytest.mark.parametrize(
     "case", [case for case in CASES if case.uses_task_ids], ids=lambda case: case.id
 )
@@ -107,6 +154,15 @@ def build(
     if random:
         randomize(update)
     return update
+
+
+def factors_at(update: LowRankUpdate, tasks: TaskAssignment, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A' and B' with ΔW = B' A' for one token x (in_features,); only routed updates look at it."""
+    if not isinstance(update, RoutedUpdate):
+        return update.lora_factors(tasks)
+    gates = torch.softmax(update.router() @ token, dim=0)
+    blocks = update.up().unflatten(1, (len(gates), -1))  # (out, n, r)
+    return update.down(), torch.einsum("n,onr->or", gates, blocks) * update.scaling
 
 
 def ids(values: int | Sequence[int] | Sequence[Sequence[int]] | Tensor) -> TaskAssignment:

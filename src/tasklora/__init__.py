@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from tasklora.export import export_lora
     from tasklora.tuner import (
         METHODS,
+        HydraLoraConfig,
+        MoELoraConfig,
         MTLLoraConfig,
+        MultiLoraConfig,
         PerTaskLoraConfig,
+        TALoraConfig,
         TaskLoraConfig,
+        auxiliary_loss,
         context_of,
         merge_task,
         use_tasks,
@@ -29,9 +34,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "METHODS": "tasklora.tuner",
+    "HydraLoraConfig": "tasklora.tuner",
+    "MoELoraConfig": "tasklora.tuner",
+    "MultiLoraConfig": "tasklora.tuner",
+    "TALoraConfig": "tasklora.tuner",
     "MTLLoraConfig": "tasklora.tuner",
     "PerTaskLoraConfig": "tasklora.tuner",
     "TaskLoraConfig": "tasklora.tuner",
+    "auxiliary_loss": "tasklora.tuner",
     "context_of": "tasklora.tuner",
     "export_lora": "tasklora.export",
     "merge_task": "tasklora.tuner",
@@ -40,11 +50,16 @@ _HOME = {
 
 __all__ = [
     "METHODS",
+    "HydraLoraConfig",
     "MTLLoraConfig",
+    "MoELoraConfig",
+    "MultiLoraConfig",
     "PerTaskLoraConfig",
+    "TALoraConfig",
     "TaskLoraConfig",
     "TaskLoraError",
     "__version__",
+    "auxiliary_loss",
     "context_of",
     "export_lora",
     "merge_task",

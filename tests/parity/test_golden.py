@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,78 +26,151 @@ from peft import get_peft_model
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tasklora.tuner import MTLLoraConfig
-from tasklora.updates import MTLLora, MTLLoraOptions, TaskAssignment
+from tasklora.tuner import METHODS, HydraLoraConfig, MoELoraConfig, MTLLoraConfig, MultiLoraConfig, TaskLoraConfig
+from tasklora.updates import LowRankUpdate, TaskAssignment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("TASKLORA_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
 TOLERANCE = 1e-10
 
 
-def check_mtl_lora(meta: dict[str, Any], golden: dict[str, Tensor]) -> None:
-    options = {
-        "r": meta["r"],
-        "lora_alpha": meta["alpha"],
-        "up_projections": meta["n"],
-        "temperature": meta["tau"],
-        "task_matrix": "diagonal" if meta["diag"] else "full",
-    }
+@dataclass(frozen=True)
+class Reference:
+    """How the golden files of a method map onto its update.
 
-    # The bare update on top of a linear layer.
-    update = MTLLora(meta["i"], meta["o"], meta["T"], MTLLoraOptions(**options)).double()
-    copy_mtl_lora(update, golden)
-    assignment = TaskAssignment(ids=golden["task_ids"])
-    compare_mtl_lora(
-        lambda x: F.linear(x, golden["W"], golden.get("b")) + update(x, assignment), update, golden, "update"
+    Attributes:
+        config_cls: the method's config.
+        options: meta of a file → the config's options.
+        parameters: parameter → its name in the file and what makes the file's layout ours.
+    """
+
+    config_cls: type[TaskLoraConfig]
+    options: Callable[[dict[str, Any]], dict[str, Any]]
+    parameters: dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def out_first(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1)  # (n, out, r) → (out, n, r)
+
+
+def stacked(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, 1)  # (n, r, in) → (n·r, in)
+
+
+def side_by_side(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, 1).flatten(1)  # (n, out, r) → (out, n·r)
+
+
+def without_the_last_row(tensor: Tensor) -> Tensor:
+    return tensor[:-1]  # the published MoELoRA keeps a row for "no task"
+
+
+REFERENCES = {
+    "mtl_lora_": Reference(
+        MTLLoraConfig,
+        lambda meta: {
+            "up_projections": meta["n"],
+            "temperature": meta["tau"],
+            "task_matrix": "diagonal" if meta["diag"] else "full",
+        },
+        {
+            "A": ("A", lambda a: a.reshape(a.shape[-2:])),
+            "B": ("B", out_first),
+            "Lambda": ("Lambda", same),
+            "w": ("w", same),
+        },
+    ),
+    "moe_lora": Reference(
+        MoELoraConfig,
+        lambda meta: {"experts": meta["n"], "task_embedding": meta["te"]},
+        {
+            "A": ("A", stacked),
+            "B": ("B", side_by_side),
+            "e": ("task_embedding", without_the_last_row),
+            "G": ("gate", same),
+        },
+    ),
+    "multi_lora": Reference(
+        MultiLoraConfig,
+        lambda meta: {"parallel_modules": meta["n"]},
+        {"A": ("A", stacked), "B": ("B", out_first), "s": ("s", same)},
+    ),
+    "hydra_lora": Reference(
+        HydraLoraConfig,
+        lambda meta: {"up_projections": meta["n"]},
+        {"A": ("A", same), "B": ("B", out_first), "R": ("route", same)},
+    ),
+}
+"""File name prefix → reference. A new method adds an entry."""
+
+
+def check_linear(reference: Reference, meta: dict[str, Any], golden: dict[str, Tensor]) -> None:
+    """Compare the bare update on top of a linear layer, and the layer that the tuner puts into a model."""
+    method = next(method for method in METHODS.values() if method.config_cls is reference.config_cls)
+    num_tasks = meta.get("T", 1)
+    config = reference.config_cls(
+        tasks=[f"task_{task}" for task in range(num_tasks)],
+        r=meta["r"],
+        lora_alpha=meta["alpha"],
+        target_modules=["0"],
+        **reference.options(meta),
     )
 
-    # The same through the tuner.
-    model = nn.Sequential(nn.Linear(meta["i"], meta["o"], bias=meta["bias"])).double()
+    update = method.update_cls(meta["i"], meta["o"], num_tasks, config).double()
+    fill(update, reference, golden)
+    ids = golden.get("task_ids")
+    assignment = None if ids is None else TaskAssignment(ids=ids)
+    compare(
+        lambda x: F.linear(x, golden["W"], golden.get("b")) + update(x, assignment), update, reference, golden, "update"
+    )
+
+    model = nn.Sequential(nn.Linear(meta["i"], meta["o"], bias="b" in golden)).double()
     with torch.no_grad():
         model[0].weight.copy_(golden["W"])
-        if meta["bias"]:
+        if "b" in golden:
             model[0].bias.copy_(golden["b"])
-    config = MTLLoraConfig(tasks=[f"task_{t}" for t in range(meta["T"])], target_modules=["0"], **options)
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
     tuned = peft_model.base_model.model[0].task_updates["default"]
-    copy_mtl_lora(tuned, golden)
-    compare_mtl_lora(lambda x: peft_model(x, task_ids=golden["task_ids"]), tuned, golden, "layer")
+    fill(tuned, reference, golden)
+    compare(lambda x: peft_model(x, task_ids=ids), tuned, reference, golden, "layer")
 
 
-def copy_mtl_lora(update: MTLLora, golden: dict[str, Tensor]) -> None:
+def fill(update: LowRankUpdate, reference: Reference, golden: dict[str, Tensor]) -> None:
+    assert {name for name, _ in update.named_parameters()} == set(reference.parameters)
     with torch.no_grad():
-        update.A.copy_(golden["A"].reshape(update.A.shape))
-        update.B.copy_(golden["B"].transpose(0, 1))  # (n, out, r) → (out, n, r)
-        update.Lambda.copy_(golden["Lambda"])
-        update.w.copy_(golden["w"])
+        for name, (theirs, layout) in reference.parameters.items():
+            update.get_parameter(name).copy_(layout(golden[theirs]))
 
 
-def compare_mtl_lora(forward: Callable[[Tensor], Tensor], update: MTLLora, golden: dict[str, Tensor], by: str) -> None:
+def compare(
+    forward: Callable[[Tensor], Tensor],
+    update: LowRankUpdate,
+    reference: Reference,
+    golden: dict[str, Tensor],
+    by: str,
+) -> None:
     x = golden["x"].clone().requires_grad_()
     y = forward(x)
     (y * golden["probe"]).sum().backward()
-    gradients = {
-        "grad_x": x.grad,
-        "grad_A": update.A.grad.reshape(golden["grad_A"].shape),
-        "grad_B": update.B.grad.transpose(0, 1),  # (out, n, r) → (n, out, r)
-        "grad_Lambda": update.Lambda.grad,
-        "grad_w": update.w.grad,
-    }
-    assert set(gradients) == {name for name in golden if name.startswith("grad_")}
-    for name, ours in {"y": y.detach(), **gradients}.items():
-        assert ours.dtype == golden[name].dtype == torch.float64
-        assert ours.shape == golden[name].shape
-        error = relative_error(ours, golden[name])
+    pairs = {"y": (y.detach(), golden["y"]), "x": (x.grad, golden["grad_x"])}
+    for name, (theirs, layout) in reference.parameters.items():
+        pairs[name] = (update.get_parameter(name).grad, layout(golden[f"grad_{theirs}"]))
+    seen = {"grad_x", *(f"grad_{theirs}" for theirs, _ in reference.parameters.values())}
+    assert seen == {name for name in golden if name.startswith("grad_")}
+    for name, (ours, published) in pairs.items():
+        assert ours.dtype == published.dtype == torch.float64
+        assert ours.shape == published.shape
+        error = relative_error(ours, published)
         assert error <= TOLERANCE, f"{name} by the {by}: relative error {error:.1e}"
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
     difference, scale = (ours - reference).abs().max(), reference.abs().max()
     return float(difference if scale == 0 else difference / scale)
-
-
-CHECKS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {"mtl_lora_": check_mtl_lora}
-"""File name prefix → check. A new method adds a line."""
 
 
 def golden_files() -> list[Any]:
@@ -109,11 +183,12 @@ def golden_files() -> list[Any]:
 
 @pytest.mark.parametrize("file", golden_files())
 def test_golden(file: Path):
-    check = next((check for prefix, check in CHECKS.items() if file.stem.startswith(prefix)), None)
-    if check is None:
+    reference = next((each for prefix, each in REFERENCES.items() if file.stem.startswith(prefix)), None)
+    if reference is None:
         pytest.skip(f"golden '{file.stem}': its method does not exist yet")
     with safe_open(file, framework="pt") as handle:
-        check(json.loads(handle.metadata()["meta"]), {name: handle.get_tensor(name) for name in handle.keys()})  # noqa: SIM118
+        golden = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        check_linear(reference, json.loads(handle.metadata()["meta"]), golden)
 
 
 def test_relative_error_can_fail():

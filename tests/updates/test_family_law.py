@@ -1,4 +1,5 @@
 """The law of the family: update(x, t) == x @ (B' A').T with (A', B') = lora_factors(t), for tasks and for mixtures.
+Routed updates have such factors for each token only, and refuse by name to give them for a task.
 
 Also what follows from it: the weight that merging adds, the rank of the exported LoRA, ΔW = 0 at the start, and the
 number of parameters by closed formulas.
@@ -7,10 +8,26 @@ number of parameters by closed formulas.
 import pytest
 import torch
 
-from helpers_updates import CASES, IN, OUT, TASKS, build, close, every_case, every_task_case, ids, randn, weights
+from helpers_updates import (
+    CASES,
+    IN,
+    OUT,
+    TASKS,
+    build,
+    close,
+    every_case,
+    every_exact_case,
+    every_routed_case,
+    every_task_case,
+    factors_at,
+    ids,
+    randn,
+    weights,
+)
+from tasklora.errors import UnsupportedError
 
 
-@every_case
+@every_exact_case
 @pytest.mark.parametrize("task", range(TASKS))
 def test_forward_equals_the_plain_lora_of_the_task(case, task):
     update, x = build(case), randn(3, 5, IN)
@@ -29,7 +46,25 @@ def test_forward_equals_the_plain_lora_of_the_mixture(case, mixture):
     close(update(x, weights(mixture)), x @ (up @ down).T)
 
 
-@every_case
+@every_routed_case
+def test_a_routed_update_has_the_factors_of_each_token(case):
+    update, x = build(case), randn(3, 5, IN)
+    y = update(x, None)
+    for row in range(3):
+        for place in range(5):
+            down, up = factors_at(update, ids(0), x[row, place])
+            close(y[row, place], up @ (down @ x[row, place]))
+
+
+@every_routed_case
+def test_a_routed_update_refuses_what_needs_one_matrix(case):
+    update = build(case)
+    for refused in (update.lora_factors, update.delta_weight):
+        with pytest.raises(UnsupportedError, match=f"{case.update_cls.__name__} has no plain LoRA"):
+            refused(ids(0))
+
+
+@every_exact_case
 def test_delta_weight_is_the_product_of_the_factors(case):
     update = build(case)
     down, up = update.lora_factors(ids(1))
@@ -43,7 +78,7 @@ def test_tasks_differ(case):
     assert (update.delta_weight(ids(0)) - update.delta_weight(ids(1))).abs().max() > 1e-3
 
 
-@every_case
+@every_exact_case
 def test_exported_rank(case):
     update = build(case)
     down, up = update.lora_factors(ids(0))
@@ -63,7 +98,7 @@ def test_a_bank_mixture_has_the_rank_of_its_tasks(case):
 @every_case
 def test_a_fresh_update_is_exactly_zero(case):
     update, x = build(case, random=False), randn(4, 5, IN)
-    for task in range(TASKS):
+    for task in range(TASKS if case.rank is not None else 0):
         assert update.delta_weight(ids(task)).eq(0).all()
     assert update(x, ids([0, 1, 2, 3])).eq(0).all()
     assert torch.equal(x @ torch.ones(IN, OUT).double() + update(x, ids(0)), x @ torch.ones(IN, OUT).double())
@@ -71,10 +106,13 @@ def test_a_fresh_update_is_exactly_zero(case):
 
 @every_case
 def test_a_fresh_update_can_learn(case):
-    """Zero ΔW must not mean zero gradients: B learns at the first step."""
+    """Zero ΔW must not mean zero gradients: what is zero learns at the first step."""
     update = build(case, random=False)
     update(randn(4, 5, IN), ids([0, 1, 2, 3])).sum().backward()
-    assert update.B.grad.abs().max() > 0
+    zeros = [parameter for parameter in update.parameters() if parameter.eq(0).all()]
+    assert zeros
+    for parameter in zeros:
+        assert parameter.grad.abs().max() > 0
 
 
 @every_case

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers_updates import CASES, build, every_case, ids, randn, weights
-from tasklora.updates import add_branch, ops
+from helpers_updates import CASES, build, every_case, factors_at, ids, randn, weights
+from tasklora.updates import add_branch, mixtures, ops
 from tasklora.updates.ops import branch_output
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 0.06}
@@ -34,6 +34,7 @@ def written_out(update, base, x, tasks):
         dropped = x
     flat = dropped.unsqueeze(1) if x.dim() == 2 else dropped.flatten(1, -2)  # (rows, tokens, in)
     flat = flat.to(next(update.parameters()).dtype)
+    undropped = x.reshape(flat.shape).to(flat.dtype)  # what a router reads
     tensor, of_one = tasks.tensor, int(tasks.weights is not None)
     out = []
     for row in range(x.shape[0]):
@@ -41,7 +42,8 @@ def written_out(update, base, x, tasks):
         for token in range(flat.shape[1]):
             one = tensor if tensor.dim() == of_one else tensor[row]
             one = one if one.dim() == of_one else one[token]
-            down, up = update.lora_factors(replace(tasks, **{"weights" if of_one else "ids": one}, _cache={}))
+            of_token = replace(tasks, **{"weights" if of_one else "ids": one}, _cache={})
+            down, up = factors_at(update, of_token, undropped[row, token])
             tokens.append(up @ (down @ flat[row, token]))
         out.append(torch.stack(tokens) if tokens else flat.new_zeros(0, base.out_features))
     nothing = 0 * sum(parameter.sum() for parameter in update.parameters())  # ties them to a batch without rows too
@@ -247,8 +249,8 @@ def test_cores_in_one_node_equal_their_plain_form(diagonal, shape):
     logits, matrix = randn(TASKS, 3), randn(TASKS, 2, 2).diagonal(dim1=1, dim2=2) if diagonal else randn(TASKS, 2, 2)
     parameters = [logits.clone().requires_grad_(), matrix.clone().requires_grad_()]
     tasks = torch.randint(TASKS, shape, generator=torch.Generator().manual_seed(4))
-    one = ops.mixture_cores(*parameters, tasks, 0.3, 1.7)
-    other = ops._outer(*ops._gates_and_matrices(*parameters, tasks, 0.3, 1.7))
+    one = mixtures.mixture_cores(*parameters, tasks, 0.3, 1.7)
+    other = mixtures.cores_of_rows(*(ops.rows_of(table, tasks) for table in parameters), 0.3, 1.7)
     assert torch.equal(one, other)
     for a, b in zip(gradients(one, parameters), gradients(other, parameters), strict=True):
         assert_close(a, b, 1e-12)

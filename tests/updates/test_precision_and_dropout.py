@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers_updates import IN, build, close, every_case, every_task_case, ids, randn, weights
+from helpers_updates import (
+    IN,
+    build,
+    close,
+    every_case,
+    every_exact_case,
+    every_routed_case,
+    every_task_case,
+    factors_at,
+    ids,
+    randn,
+    weights,
+)
 
 ASSIGNMENTS = {
     "one_task": ids(1),
@@ -55,7 +67,7 @@ def test_no_dropout_in_eval_mode(case):
     close(update(x, ids([0, 1, 2, 3])), build(case)(x, ids([0, 1, 2, 3])))
 
 
-@every_case
+@every_exact_case
 @every_assignment
 def test_dropout_is_one_mask_on_the_input(case, assignment):
     """With the same random state the update equals the one without dropout on the masked input."""
@@ -67,6 +79,18 @@ def test_dropout_is_one_mask_on_the_input(case, assignment):
     masked = torch.nn.functional.dropout(x, 0.5)
     assert (masked == 0).any()
     close(y, plain(masked, assignment))
+
+
+@every_routed_case
+def test_a_router_reads_x_before_dropout(case):
+    x = randn(3, 5, IN)
+    update = build(with_dropout(case, 0.5)).train()
+    torch.manual_seed(7)
+    y = update(x, None)
+    torch.manual_seed(7)
+    masked = torch.nn.functional.dropout(x, 0.5)
+    down, up = factors_at(update, ids(0), x[1, 2])
+    close(y[1, 2], up @ (down @ masked[1, 2]))
 
 
 @every_task_case

@@ -141,7 +141,7 @@ def _group_of(model: MultiTaskModel, name: str) -> str:
     owner, _, leaf = name.rpartition(".")
     update = model.get_submodule(owner)
     if isinstance(update, LowRankUpdate):
-        return "per_task" if leaf in update.per_task_parameters else "shared"
+        return "per_task" if update.is_per_task(leaf) else "shared"
     if ".lora_" in name:  # PEFT's own LoRA, one for all tasks
         return "shared"
     return "other"

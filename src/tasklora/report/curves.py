@@ -109,22 +109,49 @@ def diagnostics(source: Source) -> list[Picture]:
     return [draw(source, found[name]) for name, draw in known]
 
 
-def _up_projection_weights(source: Source, layers: dict[str, Any]) -> Picture:
+def _mixing_weights(source: Source, layers: dict[str, Any], name: str, title: str, what: str, letter: str) -> Picture:
     names, tasks = list(layers), list(source.results.metrics)
     weights = np.array([layers[name] for name in names])  # (layers, T, n)
     count = weights.shape[-1]
     return picture(
-        "up-projection-weights",
-        "How each layer mixes its up-projections",
-        "One panel per up-projection B_i, one row per layer, one column per task: the stronger the colour, the larger "
-        f"the weight softmax(w_t/τ)_i that the task gives it ({1 / count:.2f} if all were equal). Columns that look "
-        "alike share up-projections. The weights begin at random, so only differences between tasks that recur over "
-        "layers speak of what was learned.",
+        name,
+        title,
+        f"One panel per {what}, one row per layer, one column per task: the stronger the colour, the larger the weight "
+        f"that the task gives it ({1 / count:.2f} if all were equal). Columns that look alike share what they use. The "
+        "weights begin at random, so only differences between tasks that recur over layers speak of what was learned.",
         {"layers": names, "tasks": tasks, "weights": weights.tolist()},
         (7.6, 1.3 + 0.13 * len(names)),
         lambda figure: _heatmaps(
-            figure, [weights[..., i] for i in range(count)], [f"B{i + 1}" for i in range(count)], names, tasks, 1.0
+            figure,
+            [weights[..., i] for i in range(count)],
+            [f"{letter}{i + 1}" for i in range(count)],
+            names,
+            tasks,
+            1.0,
         ),
+    )
+
+
+def _up_projection_weights(source: Source, layers: dict[str, Any]) -> Picture:
+    title = "How each layer mixes its up-projections"
+    return _mixing_weights(source, layers, "up-projection-weights", title, "up-projection B_i", "B")
+
+
+def _expert_weights(source: Source, layers: dict[str, Any]) -> Picture:
+    return _mixing_weights(source, layers, "expert-weights", "How each layer weights its experts", "expert", "expert ")
+
+
+def _task_gates(source: Source, layers: dict[str, Any]) -> Picture:
+    names, tasks = list(layers), list(source.results.metrics)
+    gates = np.array([layers[name] for name in names])  # (layers, T, r)
+    return picture(
+        "task-gates",
+        "How far each task opens its directions",
+        "The mean of σ(G e_t/τ) over the r task directions, per layer (rows) and task (columns): 0 means that the task "
+        "uses the shared directions alone, 1 that it uses all of the task directions too. They begin near 0.5.",
+        {"layers": names, "tasks": tasks, "gates": gates.tolist()},
+        (7.6, 1.3 + 0.13 * len(names)),
+        lambda figure: _heatmaps(figure, [gates.mean(axis=-1)], [""], names, tasks, 1.0),
     )
 
 
@@ -145,6 +172,8 @@ def _task_matrix_change(source: Source, layers: dict[str, Any]) -> Picture:
 _DIAGNOSTICS: dict[str, Callable[[Source, dict[str, Any]], Picture]] = {
     "up_projection_weights": _up_projection_weights,
     "task_matrix_change": _task_matrix_change,
+    "expert_weights": _expert_weights,
+    "task_gates": _task_gates,
 }
 
 

@@ -24,6 +24,7 @@ from tasklora.evaluation import score_tasks
 from tasklora.tasks import MultiTaskCollator, MultiTaskModel, SavedModel, TaskRows, load_weights, read_about, save_model
 from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
 from tasklora.training.recipe import MixingSection
+from tasklora.tuner import auxiliary_loss
 from tasklora.updates import LowRankUpdate
 
 WHAT_TO_DO = (
@@ -138,8 +139,10 @@ class MultiTaskTrainer(Trainer):
         self._note_losses(output.losses.detach(), task_ids)
         rows = len(task_ids) if num_items_in_batch is None else num_items_in_batch
         weighted = output.losses * self._lambdas.to(task_ids.device)[task_ids]
+        # What the method adds counts once per step, so each batch brings its share of it.
+        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(weighted) * len(task_ids)
         # Gradients are averaged over processes afterwards, but `rows` counts the rows of all of them.
-        loss = weighted.sum() / rows * self.accelerator.num_processes
+        loss = (weighted.sum() + added) / rows * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
     def _check_finite(self, losses: Tensor, task_ids: Tensor) -> None:
@@ -214,7 +217,8 @@ class MultiTaskTrainer(Trainer):
             f"{prefix}.{name}"
             for prefix, module in model.named_modules()
             if isinstance(module, LowRankUpdate)
-            for name in module.no_decay_parameters
+            for name, _ in module.named_parameters()
+            if not module.takes_decay(name)
         }
         return [name for name in super().get_decay_parameter_names(model) if name not in without]
 

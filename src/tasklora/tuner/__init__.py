@@ -1,6 +1,16 @@
 """The PEFT side: configs, one layer, one tuner, registration. All contact with PEFT's internals lives here."""
 
-from tasklora.tuner.configs import FORMAT_VERSION, MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
+from tasklora.tuner.auxiliary import auxiliary_loss
+from tasklora.tuner.configs import (
+    FORMAT_VERSION,
+    HydraLoraConfig,
+    MoELoraConfig,
+    MTLLoraConfig,
+    MultiLoraConfig,
+    PerTaskLoraConfig,
+    TALoraConfig,
+    TaskLoraConfig,
+)
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.merging import merge_task
 from tasklora.tuner.model import TaskLoraModel, context_of, find_context
@@ -11,14 +21,19 @@ from tasklora.tuner.wrappers import TaskPeftModel, active_adapters, register_wra
 __all__ = [
     "FORMAT_VERSION",
     "METHODS",
+    "HydraLoraConfig",
     "MTLLoraConfig",
     "Method",
+    "MoELoraConfig",
+    "MultiLoraConfig",
     "PerTaskLoraConfig",
+    "TALoraConfig",
     "TaskLoraConfig",
     "TaskLoraLayer",
     "TaskLoraModel",
     "TaskPeftModel",
     "active_adapters",
+    "auxiliary_loss",
     "context_of",
     "find_context",
     "merge_task",

@@ -16,7 +16,15 @@ from peft import PeftConfig
 
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean, listing
 from tasklora.tuner import peft_types
-from tasklora.updates import MTLLoraOptions, PerTaskLoraOptions, UpdateOptions
+from tasklora.updates import (
+    HydraLoraOptions,
+    MoELoraOptions,
+    MTLLoraOptions,
+    MultiLoraOptions,
+    PerTaskLoraOptions,
+    TALoraOptions,
+    UpdateOptions,
+)
 
 FORMAT_VERSION = 1
 """Version of the saved adapter format; see docs/adapter-format.md for what it promises."""
@@ -111,6 +119,26 @@ class MTLLoraConfig(TaskLoraConfig, MTLLoraOptions):
         >>> MTLLoraConfig(tasks=["cola", "rte"], r=8, up_projections=3, target_modules=["query", "value"]).r
         8
     """
+
+
+@dataclass
+class TALoraConfig(TaskLoraConfig, TALoraOptions):
+    """TA-LoRA: ΔW_t = (α/r) (B_s A_s + B diag(σ(G e_t/τ)) A); train it with ``tasklora.auxiliary_loss``."""
+
+
+@dataclass
+class MultiLoraConfig(TaskLoraConfig, MultiLoraOptions):
+    """MultiLoRA (arXiv 2311.11501): ΔW = (α/r) Σ_i diag(s_i) B_i A_i, the same for every task."""
+
+
+@dataclass
+class MoELoraConfig(TaskLoraConfig, MoELoraOptions):
+    """MoELoRA (arXiv 2310.18339): ΔW_t = (α/r) Σ_i softmax(G e_t)_i B_i A_i."""
+
+
+@dataclass
+class HydraLoraConfig(TaskLoraConfig, HydraLoraOptions):
+    """HydraLoRA (arXiv 2404.19245): ΔW x = (α/r) Σ_i softmax(R x)_i B_i A x, routed token by token."""
 
 
 @dataclass

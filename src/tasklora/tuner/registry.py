@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasklora.errors import ConfigError
-from tasklora.tuner.configs import MTLLoraConfig, PerTaskLoraConfig, TaskLoraConfig
-from tasklora.updates import LowRankUpdate, MTLLora, PerTaskLora
+from tasklora.tuner.configs import (
+    HydraLoraConfig,
+    MoELoraConfig,
+    MTLLoraConfig,
+    MultiLoraConfig,
+    PerTaskLoraConfig,
+    TALoraConfig,
+    TaskLoraConfig,
+)
+from tasklora.updates import HydraLora, LowRankUpdate, MoELora, MTLLora, MultiLora, PerTaskLora, TALora
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,42 @@ METHODS: dict[str, Method] = {
             formula="(α/r) Σ_i softmax(w_t/τ)_i B_i Λ_t A",
             parity="published code, 1e-10",
             paper="arXiv 2410.09437",
+        ),
+        Method(
+            "ta_lora",
+            "TA-LoRA",
+            TALoraConfig,
+            TALora,
+            formula="(α/r) (B_s A_s + B diag(σ(G e_t/τ)) A)",
+            parity="none published; the family's law",
+            paper="prose only",
+        ),
+        Method(
+            "multi_lora",
+            "MultiLoRA",
+            MultiLoraConfig,
+            MultiLora,
+            formula="(α/r) Σ_i diag(s_i) B_i A_i",
+            parity="published code, 1e-10",
+            paper="arXiv 2311.11501",
+        ),
+        Method(
+            "moe_lora",
+            "MoELoRA",
+            MoELoraConfig,
+            MoELora,
+            formula="(α/r) Σ_i softmax(G e_t)_i B_i A_i",
+            parity="published code, 1e-10",
+            paper="arXiv 2310.18339",
+        ),
+        Method(
+            "hydra_lora",
+            "HydraLoRA",
+            HydraLoraConfig,
+            HydraLora,
+            formula="(α/r) Σ_i softmax(R x)_i B_i A",
+            parity="published code, 1e-10",
+            paper="arXiv 2404.19245",
         ),
         Method(
             "per_task_lora",

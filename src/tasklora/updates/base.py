@@ -16,8 +16,8 @@ The law of the family, with dropout off and (A', B') = ``update.lora_factors(t)`
 
     update(x, t) == x @ (B' A').T
 
-A new core method only says what D, U and C_t are; forward, mixed batches, per-token ids, mixtures, merging, export and
-parameter counts follow from here.
+A new core method only says what D, U and C_t are; forward, mixed batches, per-token ids, mixtures, merging, export,
+added tasks and parameter counts follow from here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tasklora.errors import ConfigError
+from tasklora.errors import ConfigError, UnsupportedError
 from tasklora.updates.block_order import BlockOrder, block_order
 from tasklora.updates.context import TaskAssignment
-from tasklora.updates.ops import Branch, branch_output, compute_dtype, project_down, rows_of
+from tasklora.updates.lookup import OneHot
+from tasklora.updates.ops import Branch, branch_output, compute_dtype, project_down, wide_softmax
+from tasklora.updates.task_tables import TaskTables
 
 
 def is_number(value: object) -> bool:
@@ -70,7 +72,7 @@ class UpdateOptions:
             raise ConfigError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}.")
 
 
-class LowRankUpdate(nn.Module, ABC):
+class LowRankUpdate(TaskTables, ABC):
     """ΔW_t of one linear layer.
 
     Args:
@@ -82,14 +84,15 @@ class LowRankUpdate(nn.Module, ABC):
     Attributes:
         kind: "core", "bank" or "routed".
         uses_task_ids: whether ΔW depends on the task.
-        per_task_parameters: names of the parameters whose first dimension is T.
-        no_decay_parameters: names of the parameters that take no weight decay.
+        one_hot: set where x is one-hot and given as ids (embeddings).
     """
 
     kind: ClassVar[str]
     uses_task_ids: ClassVar[bool] = True
-    per_task_parameters: ClassVar[tuple[str, ...]] = ()
-    no_decay_parameters: ClassVar[tuple[str, ...]] = ()
+    one_hot: OneHot | None = None
+
+    A: nn.Parameter
+    """D, or the tasks' own ones; the last dimension is in_features."""
 
     def __init__(self, in_features: int, out_features: int, num_tasks: int, options: UpdateOptions) -> None:
         super().__init__()
@@ -116,6 +119,15 @@ class LowRankUpdate(nn.Module, ABC):
         Returns:
             x, and the branch.
         """
+
+    def read_ids(self, one_hot: OneHot) -> None:
+        """Become the update of an embedding, which takes ids: D begins anew (see :mod:`tasklora.updates.lookup`)."""
+        self.one_hot = one_hot
+        one_hot.begin(self.A)
+
+    def branch_of_ids(self, ids: Tensor, tasks: TaskAssignment | None) -> Branch:
+        """Return the branch for one-hot inputs, given as ids (rows, …); see :meth:`branch`. Not of routed updates."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, tasks: TaskAssignment | None) -> Tensor:
         """Return ΔW_t x for each row.
@@ -170,8 +182,12 @@ class LowRankUpdate(nn.Module, ABC):
         """Return the number of parameters shared by all tasks and of those that belong to single tasks."""
         groups = {"shared": 0, "per_task": 0}
         for name, parameter in self.named_parameters():
-            groups["per_task" if name in self.per_task_parameters else "shared"] += parameter.numel()
+            groups["per_task" if self.is_per_task(name) else "shared"] += parameter.numel()
         return groups
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what the method adds to the loss of a step (a scalar), None if nothing."""
+        return None
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Return what can be seen of the tasks in the trained parameters: name → tensor (T, …). By default nothing."""
@@ -186,6 +202,12 @@ class CoreUpdate(LowRankUpdate):
     """ΔW_t = U · C_t · D with U and D shared by all tasks."""
 
     kind = "core"
+    identity_core: ClassVar[bool] = False
+    """Whether C_t is scaling · I: then it is not multiplied with."""
+
+    def reset_table(self, name: str, table: Tensor) -> None:
+        """Initialise per-task parameters; a method that has some says how."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how '{name}' begins.")
 
     @abstractmethod
     def down(self) -> Tensor:
@@ -195,19 +217,23 @@ class CoreUpdate(LowRankUpdate):
     def up(self) -> Tensor:
         """Return U (out_features, k_u)."""
 
-    @abstractmethod
     def core(self, ids: Tensor) -> Tensor:
         """Return C_t, scaling folded in, for each entry of `ids`: shape (*ids.shape, k_u, k_d).
 
-        Only the parameters of the rows asked for are gathered; no table of all T cores is made.
+        Only the parameters of the rows asked for are gathered; no table of all T cores is made. Default: the identity.
         """
+        assert self.identity_core, f"{type(self).__name__} does not say what its core is"
+        down = self.down()
+        rank = down.shape[0]
+        eye = torch.eye(rank, dtype=down.dtype, device=down.device) * self.scaling
+        return eye.expand(*ids.shape, rank, rank)
 
     def core_of(self, tasks: TaskAssignment | None) -> Tensor:
         """Return the cores of an assignment: of its ids, or Σ_t α_t C_t for its weights."""
-        if tasks is not None and tasks.ids is not None:
-            return self.core(tasks.ids)
         device = next(self.parameters()).device
-        if tasks is None:
+        if tasks is not None and tasks.ids is not None and self.uses_task_ids:
+            return self.core(tasks.ids.to(device))
+        if tasks is None or not self.uses_task_ids:
             return self.core(torch.zeros((), dtype=torch.long, device=device))
         table = self.core(torch.arange(self.num_tasks, device=device))  # (T, k_u, k_d); a mixture may need them all
         return torch.einsum("...t,tud->...ud", tasks.tensor.to(table), table)
@@ -217,10 +243,21 @@ class CoreUpdate(LowRankUpdate):
         x, h = project_down(
             x, self.down().to(compute_dtype(x)), None, self._dropout_rate(), in_place
         )  # h (rows, L, k_d)
+        return x, self._branch_of(h, tasks, self._output_shape(x))
+
+    def branch_of_ids(self, ids: Tensor, tasks: TaskAssignment | None) -> Branch:
+        """Return U C_t D[:, ids] as a branch; see :meth:`LowRankUpdate.branch_of_ids`."""
+        assert self.one_hot is not None
+        h = self.one_hot.columns(self.down(), ids, self._dropout_rate())
+        return self._branch_of(h, tasks, (*ids.shape, self.out_features))
+
+    def _branch_of(self, h: Tensor, tasks: TaskAssignment | None, shape: tuple[int, ...]) -> Branch:
+        if self.identity_core:
+            return Branch(h, (self.up() * self.scaling).to(h.dtype), None, None, shape)
         order = None if tasks is None else self._order(tasks)
         ids = tasks if order is None else TaskAssignment(ids=order.task)
         core = self._cores(tasks, h.dtype, lambda: self.core_of(ids).to(h.dtype))
-        return x, Branch(h, self.up().to(h.dtype), core, order, self._output_shape(x))
+        return Branch(h, self.up().to(h.dtype), core, order, shape)
 
     def _cores(self, tasks: TaskAssignment | None, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
         """Return ``make()``; where nothing is trained, once for all forwards with the same assignment.
@@ -256,33 +293,109 @@ class BankUpdate(LowRankUpdate):
     kind = "bank"
     per_task_parameters = ("A", "B")
 
-    A: nn.Parameter
     B: nn.Parameter
+
+    def reset_table(self, name: str, table: Tensor) -> None:
+        """Initialise as LoRA does: every task's A kaiming-uniform, B zero."""
+        if name == "B":
+            nn.init.zeros_(table)
+            return
+        if self.one_hot is not None:
+            self.one_hot.begin(table)
+            return
+        for factor in table:
+            nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
 
     def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
         """Return scaling · B_t A_t dropout(x) as a branch; see :meth:`LowRankUpdate.branch`."""
         assert tasks is not None  # the layer's context has raised before
         rate, shape, dtype = self._dropout_rate(), self._output_shape(x), compute_dtype(x)
         if tasks.ids is None:
-            x, h = project_down(x, self.A.to(dtype).flatten(0, 1), None, rate, in_place)  # D (T·r, in)
-            up = (self.B * self.scaling).to(h.dtype).transpose(0, 1).flatten(1)  # [B_1 … B_T] (out, T·r)
-            return x, Branch(self._weighted(h, tasks.tensor), up, None, None, shape)
+            x, h = project_down(x, self.table("A").to(dtype).flatten(0, 1), None, rate, in_place)  # D (T·r, in)
+            return x, self._mixture(h, tasks.tensor, shape)
         order = self._order(tasks)
         # Gathered first, so the cost does not grow with T.
         ids = tasks.ids if order is None else order.task
-        x, h = project_down(x, rows_of(self.A, ids).to(dtype), order, rate, in_place)
-        return x, Branch(h, (rows_of(self.B, ids) * self.scaling).to(h.dtype), None, order, shape)
+        x, h = project_down(x, self.rows("A", ids).to(dtype), order, rate, in_place)
+        return x, Branch(h, (self.rows("B", ids) * self.scaling).to(h.dtype), None, order, shape)
 
-    def _weighted(self, h: Tensor, weights: Tensor) -> Tensor:
-        """Return h (rows, L, T·r) with each task's part times its weight; a mixture has rank T·r."""
+    def branch_of_ids(self, ids: Tensor, tasks: TaskAssignment | None) -> Branch:
+        """Return scaling · B_t A_t[:, ids] as a branch; see :meth:`LowRankUpdate.branch_of_ids`."""
+        assert tasks is not None and self.one_hot is not None  # noqa: PT018
+        rate, shape = self._dropout_rate(), (*ids.shape, self.out_features)
+        if tasks.ids is None:
+            h = self.one_hot.columns(self.table("A").flatten(0, 1), ids, rate)  # (rows, L, T·r)
+            return self._mixture(h, tasks.tensor, shape)
+        order = self._order(tasks)
+        h = self.one_hot.columns_of_tasks(self.table("A"), tasks.ids, ids, rate)
+        if order is not None:
+            h = order.gather(h) * order.filled
+        up = self.rows("B", tasks.ids if order is None else order.task)
+        return Branch(h, (up * self.scaling).to(h.dtype), None, order, shape)
+
+    def _mixture(self, h: Tensor, weights: Tensor, shape: tuple[int, ...]) -> Branch:
+        """Return the branch of a mixture, which has rank T·r: h (rows, L, T·r), each task's part times its weight."""
+        up = (self.table("B") * self.scaling).to(h.dtype).transpose(0, 1).flatten(1)  # [B_1 … B_T] (out, T·r)
         per_rank = weights.to(h.dtype).repeat_interleave(self.r, dim=-1)  # (T·r,) or (rows, T·r)
-        return h * (per_rank if per_rank.dim() == 1 else per_rank.unsqueeze(1))
+        return Branch(h * (per_rank if per_rank.dim() == 1 else per_rank.unsqueeze(1)), up, None, None, shape)
 
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
         """Return (A_t, scaling · B_t), or the stack over the tasks of a mixture, rank (number of tasks) · r."""
         if tasks.ids is not None:
-            return self.A[tasks.ids], self.B[tasks.ids] * self.scaling
+            ids = tasks.ids.to(self.A.device)
+            return self.rows("A", ids), self.rows("B", ids) * self.scaling
         weights = tasks.tensor.to(self.A)
         chosen = weights.nonzero().flatten()
-        up = self.B[chosen] * (self.scaling * weights[chosen])[:, None, None]  # (chosen, out, r)
-        return self.A[chosen].flatten(0, 1), up.transpose(0, 1).flatten(1)
+        up = self.rows("B", chosen) * (self.scaling * weights[chosen])[:, None, None]  # (chosen, out, r)
+        return self.rows("A", chosen).flatten(0, 1), up.transpose(0, 1).flatten(1)
+
+
+class RoutedUpdate(LowRankUpdate):
+    """ΔW x = scaling · Σ_i softmax(R x)_i · B_i A x: each token mixes the up-projections by what it is.
+
+    The router R reads x before dropout. ΔW depends on the token, so that no plain LoRA and no merged weight equals it.
+    """
+
+    kind = "routed"
+    uses_task_ids = False
+
+    @abstractmethod
+    def down(self) -> Tensor:
+        """Return D = A (r, in_features)."""
+
+    @abstractmethod
+    def up(self) -> Tensor:
+        """Return U = [B_1 … B_n] (out_features, n·r)."""
+
+    @abstractmethod
+    def router(self) -> Tensor:
+        """Return R (n, in_features)."""
+
+    def reset_table(self, name: str, table: Tensor) -> None:
+        """Raise: a routed update has no per-task parameters."""
+        raise NotImplementedError(f"{type(self).__name__} has no per-task parameter '{name}'.")
+
+    def branch(self, x: Tensor, tasks: TaskAssignment | None, in_place: bool = False) -> tuple[Tensor, Branch]:
+        """Return U (softmax(R x) ⊗ A dropout(x)) as a branch; see :meth:`LowRankUpdate.branch`."""
+        dtype, rate = compute_dtype(x), self._dropout_rate()
+        down, router = self.down().to(dtype), self.router().to(dtype)
+        if rate:
+            x, logits = project_down(x, router, None, 0.0, in_place)  # (rows, L, n)
+            x, h = project_down(x, down, None, rate, in_place)  # (rows, L, r)
+        else:  # both read the same x: one product
+            x, both = project_down(x, torch.cat([router, down]), None, 0.0, in_place)
+            logits, h = both.split([router.shape[0], down.shape[0]], dim=-1)
+        gates = wide_softmax(logits, like=logits).to(h.dtype)
+        mixed = (gates.unsqueeze(-1) * h.unsqueeze(-2)).flatten(-2)  # (rows, L, n·r)
+        return x, Branch(mixed, (self.up() * self.scaling).to(h.dtype), None, None, self._output_shape(x))
+
+    def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
+        """Raise.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} has no plain LoRA and cannot be merged: its gate reads every token, so its ΔW is "
+            "not one matrix. Serve it with tasklora, or train a method whose ΔW depends on the task alone."
+        )

@@ -23,6 +23,7 @@ class LoraCore(CoreUpdate):
     """
 
     uses_task_ids = False
+    identity_core = True
 
     def __init__(self, in_features: int, out_features: int, num_tasks: int, options: UpdateOptions) -> None:
         super().__init__(in_features, out_features, num_tasks, options)
@@ -42,8 +43,3 @@ class LoraCore(CoreUpdate):
     def up(self) -> Tensor:
         """Return B (out_features, r)."""
         return self.B
-
-    def core(self, ids: Tensor) -> Tensor:
-        """Return (α/r) · I for each entry of `ids`."""
-        eye = torch.eye(self.r, dtype=self.A.dtype, device=self.A.device) * self.scaling
-        return eye.expand(*ids.shape, self.r, self.r)

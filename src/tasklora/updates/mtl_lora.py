@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.updates.base import CoreUpdate, UpdateOptions, check_positive, check_positive_integer
-from tasklora.updates.ops import mixture_cores, rows_of, wide_softmax
+from tasklora.updates.mixtures import cores_of_rows, mixture_cores
+from tasklora.updates.ops import wide_softmax
 
 TASK_MATRICES = ("full", "diagonal")
 
@@ -67,10 +68,17 @@ class MTLLora(CoreUpdate):
     def reset_parameters(self) -> None:
         """Initialise as the published code does: A and w kaiming-uniform, Λ_t = I, B_i = 0."""
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.kaiming_uniform_(self.w, a=math.sqrt(5))
+        self.reset_table("w", self.w)
         nn.init.zeros_(self.B)
+        self.reset_table("Lambda", self.Lambda)
+
+    def reset_table(self, name: str, table: Tensor) -> None:
+        """Initialise rows of Λ with the identity, rows of w kaiming-uniform."""
+        if name == "w":
+            nn.init.kaiming_uniform_(table, a=math.sqrt(5))
+            return
         with torch.no_grad():
-            self.Lambda.copy_(torch.ones(self.r) if self.diagonal else torch.eye(self.r))
+            table.copy_(torch.ones(self.r) if self.diagonal else torch.eye(self.r))
 
     def down(self) -> Tensor:
         """Return A (r, in_features)."""
@@ -82,10 +90,12 @@ class MTLLora(CoreUpdate):
 
     def gates(self, ids: Tensor) -> Tensor:
         """Return softmax(w_t / τ) for each entry of `ids`: (*ids.shape, n)."""
-        return wide_softmax(rows_of(self.w, ids) / self.temperature, like=self.w)
+        return wide_softmax(self.rows("w", ids) / self.temperature, like=self.w)
 
     def core(self, ids: Tensor) -> Tensor:
         """Return (α/r) · softmax(w_t / τ) ⊗ Λ_t for each entry of `ids`: (*ids.shape, n·r, r)."""
+        if self.new_tasks:
+            return cores_of_rows(self.rows("w", ids), self.rows("Lambda", ids), self.temperature, self.scaling)
         return mixture_cores(self.w, self.Lambda, ids, self.temperature, self.scaling)
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -95,7 +105,7 @@ class MTLLora(CoreUpdate):
         of the change relative to that of the identity it began as.
         """
         identity = torch.ones(self.r) if self.diagonal else torch.eye(self.r)
-        change = (self.Lambda - identity.to(self.Lambda)).flatten(1).norm(dim=1) / math.sqrt(self.r)
+        change = (self.table("Lambda") - identity.to(self.Lambda)).flatten(1).norm(dim=1) / math.sqrt(self.r)
         return {
             "up_projection_weights": self.gates(torch.arange(self.num_tasks, device=self.w.device)),
             "task_matrix_change": change,

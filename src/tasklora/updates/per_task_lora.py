@@ -6,7 +6,6 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +33,5 @@ class PerTaskLora(BankUpdate):
 
     def reset_parameters(self) -> None:
         """Initialise every task's pair as LoRA does."""
-        for task_matrix in self.A:
-            nn.init.kaiming_uniform_(task_matrix, a=math.sqrt(5))
-        nn.init.zeros_(self.B)
+        self.reset_table("A", self.A)
+        self.reset_table("B", self.B)
