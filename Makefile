@@ -82,7 +82,7 @@ results-glue: $(STAMP)
 
 # The same for the demo's embedded tasks, without any download: benchmarks/results/embedded-comparison.json.
 results-embedded: $(STAMP)
-	$(BIN)/tasklora compare src/tasklora/demo/recipe.yaml --output runs/embedded-comparison \
+	$(BIN)/tasklora compare src/tasklora/demo/recipe.yaml --data-root src/tasklora/demo/data --output runs/embedded-comparison \
 		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning,ta_lora,moe_lora,multi_lora,hydra_lora \
 		--seeds 0,1,2 --search lr=1e-3,3e-3 --search heads_only:lr=3e-3,1e-2 --search full_fine_tuning:lr=1e-3 \
 		--search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4
