@@ -24,7 +24,9 @@ from tasklora.evaluation import ComparisonResults
 from tasklora.report import figures, methods_markdown, numbers
 from tasklora.report.loading import Source
 from tasklora.report.svg import Picture
+from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
+from tasklora.vision.augment import Augmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import goals
@@ -63,19 +65,35 @@ def recipe_keys() -> str:
         "training.mixing": recipes.MixingSection,
         "output": recipes.OutputSection,
     }
+    return (
+        _sections(sections, "##")
+        + "\n## method\n\n`name`, and the options of that method's config: see [methods.md](methods.md). "
+        "`target_modules` is `all-linear` by default here; a pooler is left out.\n"
+    )
+
+
+def dense_recipe_keys() -> str:
+    """Return the keys of a dense recipe's sections, where they are others than those of a recipe on text."""
+    sections = {
+        "model": dense.DenseModelSection,
+        "tasks": dense.DenseTasksSection,
+        "tasks.options.TASK": dense.DenseTaskOptions,
+        "training": dense.DenseTrainingSection,
+        "training.augmentation": Augmentation,
+    }
+    return _sections(sections, "###")
+
+
+def _sections(sections: dict[str, Any], heading: str) -> str:
     parts = []
     for name, section in sections.items():
         summary = (section.__doc__ or "").split("\n\n")[0].strip()
-        parts.append(f"## {name}\n\n{summary}\n\n| key | type | default | |\n| --- | --- | --- | --- |")
+        parts.append(f"{heading} {name}\n\n{summary}\n\n| key | type | default | |\n| --- | --- | --- | --- |")
         meanings = _attributes(section.__doc__ or "")
         for key, field in section.model_fields.items():
             default = "required" if field.is_required() else f"`{_default(field)}`"
             parts.append(f"| `{key}` | {_type(field.annotation)} | {default} | {meanings.get(key, '')} |")
         parts.append("")
-    parts.append(
-        "## method\n\n`name`, and the options of that method's config: see [methods.md](methods.md). "
-        "`target_modules` is `all-linear` by default here; a pooler is left out.\n"
-    )
     return "\n".join(parts)
 
 
@@ -104,6 +122,8 @@ def _type(annotation: Any) -> str:
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(arguments[0])
+    if typing.get_origin(annotation) is tuple:
+        return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if typing.get_origin(annotation) in (dict, list):
         return typing.get_origin(annotation).__name__
     if arguments:
@@ -278,8 +298,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "features": features.table,
     "cli": cli,
     "recipes": recipe_keys,
+    "dense_recipes": dense_recipe_keys,
     "glue": comparison("glue-comparison"),
     "glue_methods": summary("glue-comparison"),
+    "embedded": comparison("embedded-comparison"),
     "demo": comparison("demo-comparison"),
     "speed_training_step": speed("training_step"),
     "speed_profile": speed_profile,
@@ -293,6 +315,7 @@ PARTS: dict[str, Callable[[], str]] = {
 FIGURES: dict[str, tuple[str, Callable[[Source], Picture]]] = {
     "glue-differences.svg": ("glue-comparison", figures.differences),
     "glue-score-and-size.svg": ("glue-comparison", figures.score_and_size),
+    "embedded-differences.svg": ("embedded-comparison", figures.differences),
 }
 
 
