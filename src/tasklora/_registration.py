@@ -18,7 +18,7 @@ from types import ModuleType
 def register_with_peft() -> None:
     """Register now if PEFT is imported, else right after it is."""
     if "peft" in sys.modules:
-        importlib.import_module("tasklora.tuner")
+        _register()
     elif not any(isinstance(finder, _PeftFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _PeftFinder())
 
@@ -54,4 +54,9 @@ class _RegisteringLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        importlib.import_module("tasklora.tuner")
+        _register()
+
+
+def _register() -> None:
+    for home in ("tasklora.tuner", "tasklora.vision.swin.tuner"):
+        importlib.import_module(home)

@@ -12,7 +12,7 @@ from rich.console import Console
 from tasklora import __version__
 
 if TYPE_CHECKING:
-    from tasklora.training import Recipe
+    from tasklora.training import DenseRecipe, Recipe
 
 app = typer.Typer(
     name="tasklora",
@@ -28,7 +28,10 @@ console = Console()
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory, or a saved model's.")]
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder with TASK/{train,tune,validation}.jsonl in place of the hub.")
+    Path | None,
+    typer.Option(
+        help="Folder with TASK/{train,tune,validation}.jsonl in place of the hub; of a dense suite, its images'."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key, e.g. --set training.epochs=1. May be repeated.")
@@ -70,7 +73,7 @@ def train(
     ] = None,
     set_: Overrides = None,
 ) -> None:
-    """Train a recipe into a run directory: adapter, heads, results.json."""
+    """Train a recipe into a run directory: adapter, heads or decoders, results.json."""
     from tasklora.errors import ConfigError
     from tasklora.report import score_table
 
@@ -87,11 +90,13 @@ def train(
         assert recipe is not None
         plan = _recipe(recipe, set_, data_root)
         if extend is not None:
+            if plan.shape == "dense":
+                raise ConfigError("--extend is for recipes on text: train all tasks of images in one run.")
             plan = plan.model_copy(update={"extends": str(extend)})
         directory = output or Path(plan.output.directory)
     results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
     console.print(score_table(results.scores, f"{results.method} on {results.suite}"))
-    console.print(f"everything is in [bold]{directory}[/bold]: best/ (adapter and heads), results.json, log.jsonl")
+    console.print(f"everything is in [bold]{directory}[/bold]: best/ (what was trained), results.json, log.jsonl")
     console.print(f"read [bold]{_report([directory])}[/bold]")
 
 
@@ -99,7 +104,7 @@ def train(
 def compare(
     recipe: RecipePath,
     methods: Annotated[
-        str, typer.Option(help="Names, separated by commas; `lora_matched` has the recipe's parameters.")
+        str, typer.Option(help="Names, separated by commas; `lora_matched` has the recipe's parameters (text only).")
     ],
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     search: Annotated[
@@ -162,30 +167,11 @@ def evaluate(
     if split not in get_args(Split):
         raise ConfigError(f"unknown split '{split}'.{did_you_mean(split, SPLITS)} One of: {', '.join(SPLITS)}.")
     quiet_libraries()
-    from tasklora.evaluation import score_tasks
+    from tasklora.cli.scoring import score_saved
     from tasklora.report import score_table
-    from tasklora.tasks import load_tasks
-    from tasklora.training import RunDirectory
 
-    directory = RunDirectory(run)
-    recipe = directory.recipe() if directory.is_run else None
-    section, seed = (recipe.tasks, recipe.training.seed) if recipe is not None else (None, 0)
-    if section is None and data_root is None:
-        raise ConfigError(f"{run} is a saved model without a recipe: say where the rows are, with --data-root DIR.")
-    model, about, base = _load(run, trust_remote_code)
-    root = data_root or (section.data_root if section else None)
-    limits = section.limits if section else None
-    # A run that extends another has more tasks, whose rows its own recipe does not say.
-    tasks = about.tasks if recipe is None else {name: about.tasks[name] for name in recipe.task_specs()}
-    data = load_tasks(tasks, [split], root, limits, seed)  # type: ignore[list-item]
-    collator = about.collator(base.tokenizer)
-    with console.status("scoring") as status:
-        scores = score_tasks(
-            model,
-            data.split(split),  # type: ignore[arg-type]
-            collator,
-            progress=lambda task: status.update(f"scoring {task}"),
-        )
+    with console.status("loading") as status:
+        scores = score_saved(run, split, data_root, trust_remote_code, status.update)  # type: ignore[arg-type]
     if as_json:
         print(scores.model_dump_json(indent=2))
     else:
@@ -215,23 +201,44 @@ def report(
 @app.command()
 def predict(
     run: RunPath,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; for a task on pairs, two by two.")] = None,
-    task: Annotated[str, typer.Option("--task", "-t", help="The task.")] = "",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; for a task on pairs, two by two. Of a run on images: their files."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="The task; for a run on images, names separated by commas, else all.")
+    ] = "",
     file: Annotated[
         Path | None, typer.Option(help="A .txt (one text per line), .jsonl, .csv or .parquet with the task's columns.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSONL here instead of printing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="For a run on images: the folder for each task's map, IMAGE.TASK.png.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write depth (metres) and normals (unit vectors) as IMAGE.TASK.npy too.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Predict new input with one task of a trained run."""
+    """Predict new input with a trained run: labels of texts, or maps of images."""
     quiet_libraries()
-    from tasklora.cli.predicting import prediction_records, read_inputs
+    from tasklora.cli.loading import is_dense_run
+
+    if is_dense_run(run):
+        from tasklora.cli.predicting_images import check_options, predict_images
+
+        check_options({"--file": file, "--output": output, "--json": as_json or None}, out)
+        assert out is not None
+        predict_images(run, inputs or [], task, out, raw=raw, overwrite=overwrite, console=console)
+        return
+    from tasklora.cli.predicting import check_is_text, prediction_records, read_inputs
     from tasklora.errors import OutputError
     from tasklora.evaluation import write_text_whole
     from tasklora.report import prediction_table
 
+    check_is_text(inputs or [], out, raw)
     if output is not None and output.exists() and (not overwrite or output.is_dir()):
         raise OutputError(f"{output} exists already. Choose another --output, or replace a file with --overwrite.")
     if output is not None and not output.parent.is_dir():
@@ -240,7 +247,7 @@ def predict(
         )
     model, about, base = _load(run, trust_remote_code)
     spec = about.spec_of(task)
-    rows = read_inputs(spec, task, texts or [], file)
+    rows = read_inputs(spec, task, inputs or [], file)
     records = prediction_records(model, about, base, task, rows)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if output is not None:
@@ -312,7 +319,7 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def _recipe(path: Path, overrides: list[str] | None, data_root: Path | None) -> Recipe:
+def _recipe(path: Path, overrides: list[str] | None, data_root: Path | None) -> Recipe | DenseRecipe:
     from tasklora.training import load_recipe
 
     recipe = load_recipe(path, overrides)
@@ -331,16 +338,10 @@ def _report(paths: list[Path], output: Path | None = None, baseline: str | None 
 
 def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:
     """Load the model of a run directory, or of a saved model's directory, onto the accelerator if there is one."""
-    import torch
+    from tasklora.cli.loading import load_saved
 
-    from tasklora.tasks import load_model
-    from tasklora.tasks.saved_model import MODEL_FILE
-    from tasklora.training import RunDirectory
-
-    directory = run if (run / MODEL_FILE).is_file() else RunDirectory(run).model()
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     with console.status("loading"):
-        return load_model(directory, device=device, trust_remote_code=trust_remote_code)
+        return load_saved(run, trust_remote_code)
 
 
 from tasklora.cli import exporting as _exporting  # noqa: E402, F401  (it adds its commands)

@@ -45,6 +45,15 @@ def export(
         raise ConfigError("--rank is for a LoRA: a merged model has the whole update in its weights.")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
+    from tasklora.cli.loading import is_dense_run
+    from tasklora.errors import UnsupportedError
+
+    if is_dense_run(run):
+        raise UnsupportedError(
+            f"{run} is a run on images, which is not exported: where task streams fork inside the network, no plain "
+            "LoRA per task and no merged weights equal it. Use its model as it is: `tasklora predict`, or "
+            "tasklora.vision.saved_model.load_dense_model."
+        )
     model, about, base = _load(run, trust_remote_code)
     if task is not None:
         about.spec_of(task)

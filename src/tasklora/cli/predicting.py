@@ -5,10 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasklora.errors import DataError, did_you_mean, listing
+from tasklora.errors import ConfigError, DataError, did_you_mean, listing
 from tasklora.evaluation import predict_rows
 from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, TaskSpec
 from tasklora.tasks.data import FILE_FORMATS, read_table
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
+
+
+def check_is_text(texts: list[str], out: Path | None, raw: bool) -> None:
+    """Refuse what is for a run on images: its options, or files of images for texts.
+
+    Raises:
+        ConfigError: naming the option.
+        DataError: naming an image.
+    """
+    given = [name for name, is_given in (("--out", out is not None), ("--raw", raw)) if is_given]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: for runs on images, whose predictions are maps. This run reads texts.")
+    images = [text for text in texts if Path(text).suffix.lower() in IMAGE_SUFFIXES and Path(text).is_file()]
+    if images:
+        raise DataError(f"{images[0]} is an image, but this run reads texts. Give texts, or a run on images.")
 
 
 def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) -> list[dict[str, Any]]:

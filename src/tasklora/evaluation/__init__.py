@@ -10,8 +10,16 @@ from tasklora.evaluation.comparison import (
     compare_cells,
     delta_m,
 )
+from tasklora.evaluation.dense import ScoredImages, score_images, scores_of_images
 from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE, Diagnostics, diagnose, read_diagnostics, write_diagnostics
-from tasklora.evaluation.predictions import PREDICTIONS_FILE, ScoredRows, read_predictions, write_predictions
+from tasklora.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Scored,
+    ScoredRows,
+    read_predictions,
+    write_image_statistics,
+    write_predictions,
+)
 from tasklora.evaluation.results import (
     ParameterCounts,
     RunResults,
@@ -44,6 +52,8 @@ __all__ = [
     "ParameterCounts",
     "Prediction",
     "RunResults",
+    "Scored",
+    "ScoredImages",
     "ScoredRows",
     "SplitScores",
     "TaskScore",
@@ -61,10 +71,13 @@ __all__ = [
     "predict_tasks",
     "read_diagnostics",
     "read_predictions",
+    "score_images",
     "score_tasks",
     "scores_of",
+    "scores_of_images",
     "source_commit",
     "write_diagnostics",
+    "write_image_statistics",
     "write_predictions",
     "write_text_whole",
 ]

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasklora.errors import CheckpointError, listing
-from tasklora.evaluation.bootstrap import Counts, resample_counts, resampled_metric
-from tasklora.evaluation.predictions import ScoredRows
+from tasklora.evaluation.bootstrap import Counts, resample_counts
+from tasklora.evaluation.predictions import Scored
 from tasklora.evaluation.results import ParameterCounts, RunResults, write_text_whole
-from tasklora.tasks import METRICS, Split, Strict, TaskSpec, parse
+from tasklora.tasks import Split, Strict, TaskSpec, parse
+from tasklora.vision.spec import DenseTaskSpec
 
 Array = NDArray[np.float64]
+Specs: TypeAlias = Mapping[str, TaskSpec] | Mapping[str, DenseTaskSpec]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -31,7 +33,7 @@ class CellResults:
     """A finished run of a comparison: its results, and what it said of each row."""
 
     results: RunResults
-    rows: Mapping[str, ScoredRows]
+    rows: Mapping[str, Scored]
 
 
 class Estimate(Strict):
@@ -81,7 +83,7 @@ class MethodResults(Strict):
         runs: folders of the runs of the chosen setting, inside the comparison.
         parameters: numbers of parameters.
         tasks: task → its score.
-        average: mean over the tasks.
+        average: mean over the tasks; of dense tasks, on the scale of :func:`tasklora.evaluation.dense.unit_score`.
         differences: task → its score minus the baseline's, paired by seed and row.
         difference: the same of the average.
         delta_m: Δm of the mean scores against the baseline's mean scores, in percent; None if no task counts, and for
@@ -112,7 +114,7 @@ class ComparisonResults(Strict):
         baseline: the method that others are measured against.
         guarded: tasks left out of Δm, because the baseline's score is near zero.
         metrics: task → its primary metric.
-        rows: task → rows scored.
+        rows: task → rows (of dense tasks, images) scored.
         training_rows: task → training rows.
         steps: optimiser steps of each run.
         commits: those that the reported runs were made at; None stands for an unknown one.
@@ -183,14 +185,14 @@ def compare_cells(
     runs: Mapping[str, list[str]],
     main: str,
     baseline: str,
-    specs: Mapping[str, TaskSpec],
+    specs: Specs,
     command: str,
     search: Sequence[str],
 ) -> ComparisonResults:
     """Summarise the finished runs of several methods.
 
-    Intervals are percentiles of 2,000 resamples: seeds are drawn with replacement, rows of each task too; all methods
-    share what is drawn, so that differences are paired by seed and by row.
+    Intervals are percentiles of 2,000 resamples: seeds are drawn with replacement, rows of each task too (images, for
+    all their tasks at once); all methods share what is drawn, so that differences are paired by seed and by row.
 
     Args:
         cells: method → its finished runs, one per seed, seeds in the same order.
@@ -254,7 +256,7 @@ def compare_cells(
         resamples=RESAMPLES,
         guarded=[task for place, task in enumerate(tasks) if place not in counted],
         metrics={name: spec.primary for name, spec in specs.items()},
-        rows={name: len(rows.labels) for name, rows in whole[baseline][0].rows.items()},
+        rows={name: len(rows) for name, rows in whole[baseline][0].rows.items()},
         training_rows=first.training.rows_per_task,
         steps=first.training.steps,
         methods=found,
@@ -280,11 +282,7 @@ def check_comparable(cells: Sequence[CellResults]) -> None:
                     f"has {_shown(other)}. Run one of them again."
                 )
         differing = [
-            task
-            for task, rows in first.rows.items()
-            if task not in cell.rows
-            or rows.texts != cell.rows[task].texts
-            or not np.array_equal(rows.labels, cell.rows[task].labels)
+            task for task, rows in first.rows.items() if task not in cell.rows or not rows.same_rows(cell.rows[task])
         ]
         if differing:
             raise CheckpointError(
@@ -310,10 +308,14 @@ class _Scores:
     Attributes:
         seeds: (seeds, tasks).
         draws: (resamples, tasks), each the mean over the seeds drawn.
+        counted_seeds: (seeds, tasks), what the scores count in an average over the tasks.
+        counted_draws: (resamples, tasks), the same of each draw.
     """
 
     seeds: Array
     draws: Array
+    counted_seeds: Array
+    counted_draws: Array
 
     def by_task(self, tasks: Sequence[str]) -> dict[str, Estimate]:
         return {
@@ -325,40 +327,51 @@ class _Scores:
     def average(self) -> Estimate | None:
         if not np.isfinite(self.seeds).all():
             return None
-        return _estimate(self.seeds.mean(axis=1), self.draws.mean(axis=1))
+        return _estimate(self.counted_seeds.mean(axis=1), self.counted_draws.mean(axis=1))
 
     def minus(self, other: _Scores) -> _Scores:
-        return _Scores(self.seeds - other.seeds, self.draws - other.draws)
+        return _Scores(
+            self.seeds - other.seeds,
+            self.draws - other.draws,
+            self.counted_seeds - other.counted_seeds,
+            self.counted_draws - other.counted_draws,
+        )
 
 
 class _Resampled:
     """Scores of several methods on the same draws of seeds and rows."""
 
-    def __init__(self, cells: Mapping[str, Sequence[CellResults]], specs: Mapping[str, TaskSpec]) -> None:
+    def __init__(self, cells: Mapping[str, Sequence[CellResults]], specs: Specs) -> None:
         self.cells = cells
         self.specs = specs
         any_method = next(iter(cells.values()))
         generator = np.random.default_rng(0)
         seeds = len(any_method)
         self.seed_counts = resample_counts(seeds, RESAMPLES, generator) / seeds  # (resamples, seeds)
-        self.row_counts: dict[str, Counts] = {
-            task: resample_counts(len(any_method[0].rows[task].labels), RESAMPLES, generator) for task in specs
-        }
+        # Tasks on the same images are drawn together: an image that is drawn counts for all of them.
+        self.row_counts: dict[str, Counts] = {}
+        for task in specs:
+            rows = any_method[0].rows[task]
+            drawn = rows.drawn_as(task)
+            if drawn not in self.row_counts:
+                self.row_counts[drawn] = resample_counts(len(rows), RESAMPLES, generator)
 
     def of(self, method: str) -> _Scores:
         """Return the scores of a method; higher is better."""
-        draws = np.zeros((RESAMPLES, len(self.specs)))
-        measured = np.zeros((len(self.cells[method]), len(self.specs)))
+        cells, places = self.cells[method], (len(self.cells[method]), len(self.specs))
+        draws, measured = np.zeros((RESAMPLES, len(self.specs))), np.zeros(places)
+        counted, counted_draws = np.zeros(places), np.zeros_like(draws)
         for place, (task, spec) in enumerate(self.specs.items()):
-            sign = 1.0 if METRICS[spec.primary].higher_is_better else -1.0
-            counts = self.row_counts[task]
-            for seed, cell in enumerate(self.cells[method]):
-                rows = cell.rows[task]
+            for seed, cell in enumerate(cells):
+                rows: Any = cell.rows[task]  # of the task's shape
                 score = cell.results.scores[next(iter(cell.results.scores))].tasks[task].score
                 measured[seed, place] = np.nan if score is None else score
-                resampled = resampled_metric(spec.primary, rows.labels, rows.values, counts)
-                draws[:, place] += sign * resampled * self.seed_counts[:, seed]
-        return _Scores(measured, draws)
+                resampled = rows.resampled(spec, self.row_counts[rows.drawn_as(task)])
+                share = self.seed_counts[:, seed]
+                draws[:, place] += resampled * share
+                counted[seed, place] = rows.for_average(spec, measured[seed, place])
+                counted_draws[:, place] += rows.for_average(spec, resampled) * share
+        return _Scores(measured, draws, counted, counted_draws)
 
 
 def _estimate(seeds: Array, draws: Array) -> Estimate:

@@ -1,4 +1,8 @@
-"""predictions.jsonl: what a run said of every row it is scored on, so that runs can be compared row by row."""
+"""predictions.jsonl: what a run said of every row it is scored on, so that runs can be compared row by row.
+
+Of a text task it has the rows with labels and predictions; of a dense task, whose predictions are maps, the statistics
+of each image that its metrics are made of.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasklora.errors import CheckpointError
+from tasklora.evaluation.bootstrap import Counts, resampled_metric
+from tasklora.evaluation.dense import ScoredImages
 from tasklora.evaluation.results import write_text_whole
 from tasklora.evaluation.runner import Prediction
-from tasklora.tasks import TaskRows
+from tasklora.tasks import METRICS, TaskRows, TaskSpec
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -37,6 +43,54 @@ class ScoredRows:
     confidences: NDArray[np.float64]
     losses: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def same_rows(self, other: Any) -> bool:
+        """Return whether another run was scored on the same rows."""
+        same_texts = isinstance(other, ScoredRows) and self.texts == other.texts
+        return same_texts and np.array_equal(self.labels, other.labels)
+
+    def drawn_as(self, task: str) -> str:
+        """Return a name of what is resampled: every task has rows of its own."""
+        return task
+
+    def resampled(self, spec: TaskSpec, counts: Counts) -> NDArray[np.float64]:
+        """Return the score (higher is better) on each resample of the rows: (resamples,).
+
+        Args:
+            spec: the task.
+            counts: (resamples, rows), how often each row was drawn.
+        """
+        sign = 1.0 if METRICS[spec.primary].higher_is_better else -1.0
+        return sign * resampled_metric(spec.primary, self.labels, self.values, counts)
+
+    def for_average(self, spec: TaskSpec, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what scores count in an average over tasks: themselves."""
+        return scores
+
+
+Scored: TypeAlias = ScoredRows | ScoredImages
+"""What a run said of the rows of one task, of either shape."""
+
+
+def write_image_statistics(path: Path, images: Mapping[str, ScoredImages]) -> None:
+    """Write one line per image and task: task, image, digest of the label, statistics, loss (null if undefined)."""
+    lines = []
+    for task, scored in images.items():
+        for place, name in enumerate(scored.names):
+            loss = float(scored.losses[place])
+            record = {
+                "task": task,
+                "image": name,
+                "label": scored.digests[place],
+                # Most are counts: whole numbers are written as such.
+                "statistics": [int(x) if x.is_integer() else x for x in scored.statistics[place].tolist()],
+                "loss": None if np.isnan(loss) else round(loss, 6),
+            }
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_text_whole(path, "".join(lines))
+
 
 def write_predictions(path: Path, rows: Mapping[str, TaskRows], predictions: Mapping[str, Prediction]) -> None:
     """Write one line per row: task, texts, label, prediction, confidence (null for regression), loss."""
@@ -57,8 +111,8 @@ def write_predictions(path: Path, rows: Mapping[str, TaskRows], predictions: Map
     write_text_whole(path, "".join(lines))
 
 
-def read_predictions(path: Path) -> dict[str, ScoredRows]:
-    """Read what :func:`write_predictions` wrote.
+def read_predictions(path: Path) -> dict[str, Scored]:
+    """Read what :func:`write_predictions` or :func:`write_image_statistics` wrote.
 
     Returns:
         Task name → its rows.
@@ -77,10 +131,17 @@ def read_predictions(path: Path) -> dict[str, ScoredRows]:
         raise CheckpointError(f"cannot read {path}: {error}. Run that run again.") from None
 
 
-def _scored(records: list[dict[str, Any]]) -> ScoredRows:
+def _scored(records: list[dict[str, Any]]) -> Scored:
     def column(name: str) -> NDArray[np.float64]:
         return np.array([record[name] for record in records], dtype=np.float64)  # null becomes NaN
 
+    if "image" in records[0]:
+        return ScoredImages(
+            [record["image"] for record in records],
+            [record["label"] for record in records],
+            column("statistics"),
+            column("loss"),
+        )
     return ScoredRows(
         [record["texts"] for record in records],
         column("label"),

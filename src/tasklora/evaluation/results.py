@@ -27,7 +27,7 @@ class TaskScore(Strict):
     """Scores of one task on one split.
 
     Attributes:
-        rows: number of rows scored.
+        rows: number of rows (of a dense task, images) scored.
         metrics: name → value; None where the metric is undefined on these rows.
         primary: the metric that stands for the task.
         score: its value (negated if lower is better), None if undefined.
@@ -51,7 +51,8 @@ class SplitScores(Strict):
 
     Attributes:
         tasks: name → scores.
-        average: mean of the tasks' scores that are defined; None if none is.
+        average: mean of the tasks' scores that are defined; None if none is. Of dense tasks, whose metrics have several
+            units, on the scale of :func:`tasklora.evaluation.dense.unit_score`.
         undefined: tasks left out of the average, by name.
     """
 
@@ -73,7 +74,8 @@ class ParameterCounts(Strict):
     Attributes:
         trainable: all that is trained.
         total: all parameters, the frozen base included.
-        groups: of the trainable ones: ``shared`` and ``per_task`` low-rank parameters, ``heads``, ``other``.
+        groups: of the trainable ones: ``shared`` and ``per_task`` low-rank parameters, ``heads`` (of dense tasks,
+            their decoders), ``other``.
     """
 
     trainable: int

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tasklora.evaluation.results import ParameterCounts, SplitScores, TaskScore
 from tasklora.tasks import METRICS, MultiTaskCollator, MultiTaskModel, TaskRows, compute_metrics
 from tasklora.updates import LowRankUpdate
+from tasklora.updates.streams import TaskFactors
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def score_tasks(
     return scores_of(rows, predict_tasks(model, rows, collator, batch_size, progress))
 
 
-def count_parameters(model: MultiTaskModel) -> ParameterCounts:
-    """Count the parameters of a model by group; see :class:`ParameterCounts`."""
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Count the parameters of a model of either shape by group; see :class:`ParameterCounts`."""
     groups = {"shared": 0, "per_task": 0, "heads": 0, "other": 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -135,12 +137,12 @@ def count_parameters(model: MultiTaskModel) -> ParameterCounts:
     )
 
 
-def _group_of(model: MultiTaskModel, name: str) -> str:
-    if name.startswith("heads."):
+def _group_of(model: nn.Module, name: str) -> str:
+    if name.startswith(("heads.", "decoders.")):
         return "heads"
     owner, _, leaf = name.rpartition(".")
     update = model.get_submodule(owner)
-    if isinstance(update, LowRankUpdate):
+    if isinstance(update, (LowRankUpdate, TaskFactors)):
         return "per_task" if update.is_per_task(leaf) else "shared"
     if ".lora_" in name:  # PEFT's own LoRA, one for all tasks
         return "shared"

@@ -1,4 +1,8 @@
-"""Reading other codes' checkpoints: tensors only, never a pickled object, and telling what a file holds."""
+"""Reading other codes' checkpoints: tensors only, never a pickled object, and telling what a file holds.
+
+One class is let through by name: ``yacs.config.CfgNode``, the settings that MTLoRA's published code saves beside its
+tensors. An inert dict stands in for it, so nothing of yacs, and no code that a file names, is ever imported or run.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,30 @@ from tasklora.errors import CheckpointError, first_line, listing
 from tasklora.tasks import read_safetensors
 
 MTL_LORA = "mtl_lora"
+MTLORA = "mtlora"
+SETTINGS_CLASS = "yacs.config.CfgNode"
 _MTL_LORA_PART = re.compile(r"(.*\.)?lora_(A|lambdas|B|B_w)")
 _VISION_PART = re.compile(r".*\.lora_(shared|tasks)_[AB](\..+)?")
 _FUSED_PART = re.compile(r".*\.lora_B_[qkv](_w)?")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
+
+class _Settings(dict[str, Any]):
+    """What stands in for :data:`SETTINGS_CLASS`: its keys and values, and nothing else that the file says of it."""
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the attributes: they are yacs' own notes."""
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors of a checkpoint, as :func:`read_state` does, and the settings saved beside them, if any.
+
+    Raises:
+        CheckpointError: as :func:`read_state`.
+    """
+    data, path = _content(path), Path(path)
+    settings = data.get("config") if isinstance(data, Mapping) else None
+    return _tensors_of(data, path), settings if isinstance(settings, dict) else None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -29,6 +53,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if there is no such file, it is damaged or cut off, holds pickled objects, or holds no tensors.
     """
+    return _tensors_of(_content(path), Path(path))
+
+
+def _content(path: str | Path) -> Any:
     path = Path(path)
     if path.is_dir():
         inside = listing(sorted(file.name for file in path.iterdir()), 6)
@@ -41,18 +69,20 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         start = file.read(8)
     if not start.startswith((_ZIP, _PICKLE)):
         return read_safetensors(path)
-    return _tensors_of(_load(path), path)
+    return _load(path)
 
 
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Settings, SETTINGS_CLASS)]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = first_line(error)
         if "weights_only" not in str(error).lower():
             raise CheckpointError(f"{path} is damaged or cut off: {reason}") from None
         raise CheckpointError(
-            f"{path} holds pickled Python objects, which may run code when they are read; only tensors are read here. "
+            f"{path} holds pickled Python objects, which may run code when they are read; only tensors are read here "
+            f"(and, beside them, {SETTINGS_CLASS} as a plain dict). "
             f"Where you trust it, save its tensors alone: torch.save(model.state_dict(), …). ({_culprit(error)})"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -77,17 +107,15 @@ def _tensors_of(data: Any, path: Path) -> dict[str, Tensor]:
 
 
 def kind_of(state: Mapping[str, Tensor], path: str | Path) -> str:
-    """Return what a checkpoint is, by its names: :data:`MTL_LORA`.
+    """Return what a checkpoint is, by its names: :data:`MTL_LORA` (text) or :data:`MTLORA` (dense vision).
 
     Raises:
         CheckpointError: if it is nothing that can be converted; the message says what was found.
     """
     parts = [key for key in state if _MTL_LORA_PART.fullmatch(key)]
     if any(_VISION_PART.fullmatch(key) for key in state):
-        found = (
-            "a checkpoint of MTLoRA, the vision method (lora_shared_A, lora_tasks_B, …), for which there is no reader"
-        )
-    elif any(_FUSED_PART.fullmatch(key) for key in state):
+        return MTLORA
+    if any(_FUSED_PART.fullmatch(key) for key in state):
         found = "MTL-LoRA on a fused q-k-v layer (lora_B_q, …), which has no counterpart here"
     elif any(key.endswith(("lora_lambdas", "lora_B_w")) for key in parts):
         return MTL_LORA
@@ -99,4 +127,7 @@ def kind_of(state: Mapping[str, Tensor], path: str | Path) -> str:
         found = f"another kind of LoRA ({listing([key for key in state if 'lora' in key], 3)})"
     else:
         found = f"{len(state)} tensors without any of a LoRA ({listing(state, 3)})"
-    raise CheckpointError(f"cannot convert {path}: it holds {found}. What can be read: MTL-LoRA's published code's.")
+    raise CheckpointError(
+        f"cannot convert {path}: it holds {found}. What can be read: checkpoints of "
+        "the published codes of MTL-LoRA and MTLoRA."
+    )

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tasklora.errors import BrokenAdapterError, CheckpointError, ConfigError, OutputError, UnsupportedError, listing
-from tasklora.export.checkpoints import kind_of, read_state
+from tasklora.export.checkpoints import MTL_LORA, kind_of, read_state
 from tasklora.export.files import ADAPTER_FILE, CONFIG_FILE, check_output, filling, write_tensors
 from tasklora.tasks import read_safetensors
 from tasklora.tuner import MTLLoraConfig
@@ -116,7 +116,11 @@ def convert_reference(
         OutputError: if the directory holds something.
     """
     state = read_state(checkpoint)
-    kind_of(state, checkpoint)
+    if kind_of(state, checkpoint) != MTL_LORA:
+        raise CheckpointError(
+            f"{checkpoint} holds a checkpoint of MTLoRA, the vision method (lora_shared_A, lora_tasks_B, …): convert it "
+            "with convert_mtlora, or `tasklora convert CHECKPOINT --to DIR --suite SUITE`."
+        )
     layers = _layers(state, checkpoint)
     sizes = _common_sizes(layers, checkpoint)
     if expected_rank not in (None, sizes["r"]):

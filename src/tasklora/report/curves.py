@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tasklora.report.figures import done
 from tasklora.report.loading import Source
+from tasklora.report.numbers import lower_is_better
 from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, picture, series
 
 COLUMNS = 4
@@ -19,12 +20,13 @@ COLUMNS = 4
 
 def loss_curves(source: Source) -> Picture:
     """Training loss per task over the steps."""
+    what = "images" if source.is_dense else "rows"
     return _curves(
         source,
         "loss-curves",
         "Training loss per task",
-        f"Mean loss of each task's rows since the point before{_over_seeds(source)}; lower is better. The curves "
-        "are jagged because few rows of a task fall between two points.",
+        f"Mean loss of each task's {what} since the point before{_over_seeds(source)}; lower is better. The curves "
+        f"are jagged because few {what} fall between two points.",
         lambda task: f"loss/{task}",
         lambda task: task,
         marked=False,
@@ -39,9 +41,9 @@ def score_curves(source: Source) -> Picture:
         "score-curves",
         "Score on tune per task",
         f"The primary metric on rows held out of training{_over_seeds(source)}: what the kept checkpoint is chosen by. "
-        "A task whose curve falls while others rise is paying for them.",
+        "A task whose curve gets worse while others get better is paying for them. Lower is better where ↓ says so.",
         lambda task: f"eval_{task}_{metrics[task]}",
-        lambda task: f"{task} ({metrics[task]})",
+        lambda task: f"{task} ({metrics[task]}{' ↓' if lower_is_better(metrics[task]) else ''})",
         marked=True,
     )
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tasklora.evaluation import ComparisonResults, Estimate, MethodResults
 from tasklora.report.loading import Source
-from tasklora.report.numbers import signed
+from tasklora.report.numbers import AVERAGE_OF_UNITS, has_units, score_label, signed
 from tasklora.report.svg import GRID, INK, MUTED, SERIES, Picture, ends, interval_points, legend, picture, series
 
 PER_METHOD = 0.2  # inches that one method takes in a row of points
@@ -30,16 +30,19 @@ def scores(source: Source) -> Picture:
     found = [{**method.tasks, **({"average": method.average} if method.average else {})} for method in methods]
     untrained = _untrained(source)
 
+    apart = has_units(results.metrics, source.is_dense)
+
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        _rows_of_points(axes, rows, found)
-        axes.set_yticks(range(len(rows)), [_row_label(results, row) for row in rows])
-        for row, value in untrained.items():
-            label = "untrained" if row == next(iter(untrained)) else None
-            axes.plot([value], [rows.index(row)], "|", color=MUTED, markersize=11, label=label)
-        if untrained:
+        for axes, part in _axes_of(figure, rows, apart):
+            _rows_of_points(axes, part, found)
+            axes.set_yticks(range(len(part)), [_row_label(results, row) for row in part])
+            for row, value in untrained.items():
+                if row in part:
+                    label = "untrained" if row == next(iter(untrained)) else None
+                    axes.plot([value], [part.index(row)], "|", color=MUTED, markersize=11, label=label)
+        if untrained and not apart:
             axes.legend(loc="lower left")
-        axes.set_xlabel("score (1 is perfect)")
+        axes.set_xlabel("score, each row on a scale of its own" if apart else "score (1 is perfect)")
         if len(methods) > 1:
             legend(figure, [method.title for method in methods])
 
@@ -56,7 +59,10 @@ def scores(source: Source) -> Picture:
     }
     if untrained:
         data["untrained"] = untrained
-    return picture("scores", "Scores per task, with intervals", reading, data, (7.6, _height(rows, methods)), draw)
+    if apart:
+        reading += f" Errors are negated; {AVERAGE_OF_UNITS}."
+    size = (7.6, _height(rows, methods, apart))
+    return picture("scores", "Scores per task, with intervals", reading, data, size, draw)
 
 
 def differences(source: Source) -> Picture:
@@ -68,11 +74,13 @@ def differences(source: Source) -> Picture:
         {**method.differences, **({"average": method.difference} if method.difference else {})} for method in methods
     ]
 
+    apart = has_units(results.metrics, source.is_dense)
+
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.axvline(0, color=MUTED, linewidth=1)
-        _rows_of_points(axes, rows, found)
-        axes.set_yticks(range(len(rows)), [_row_label(results, row) for row in rows])
+        for axes, part in _axes_of(figure, rows, apart):
+            axes.axvline(0, color=MUTED, linewidth=1)
+            _rows_of_points(axes, part, found)
+            axes.set_yticks(range(len(part)), [_row_label(results, row) for row in part])
         baseline = _title(results, results.baseline)
         axes.set_xlabel(f"score minus that of {baseline}")
         legend(figure, [method.title for method in methods], without=[baseline])
@@ -85,7 +93,8 @@ def differences(source: Source) -> Picture:
         method.title: {row: estimate.model_dump() for row, estimate in of_method.items()}
         for method, of_method in zip(methods, found, strict=True)
     }
-    return picture("differences", "Differences to the baseline", reading, data, (7.6, _height(rows, methods)), draw)
+    size = (7.6, _height(rows, methods, apart))
+    return picture("differences", "Differences to the baseline", reading, data, size, draw)
 
 
 def delta_m_bars(source: Source) -> Picture:
@@ -208,7 +217,7 @@ def parameters(source: Source) -> Picture:
 GROUPS = {
     "shared": "low-rank, shared by all tasks",
     "per_task": "low-rank, of single tasks",
-    "heads": "heads",
+    "heads": "heads or decoders",
     "other": "weights of the encoder",
 }
 
@@ -319,13 +328,21 @@ def _place(results: ComparisonResults, method: MethodResults) -> int:
     return done(results).index(method)
 
 
-def _height(rows: Sequence[str], methods: Sequence[MethodResults]) -> float:
+def _axes_of(figure: Figure, rows: list[str], apart: bool) -> list[tuple[Any, list[str]]]:
+    """Return axes with the rows that they show: one for all, or one for each where scores have several units."""
+    if not apart:
+        return [(figure.subplots(), rows)]
+    return [(axes, [row]) for axes, row in zip(figure.subplots(len(rows)), rows, strict=True)]
+
+
+def _height(rows: Sequence[str], methods: Sequence[MethodResults], apart: bool = False) -> float:
     legend_lines = -(-len(methods) // 4) if len(methods) > 1 else 0
-    return 0.8 + 0.22 * legend_lines + len(rows) * max(0.28, PER_METHOD * 0.75 * len(methods))
+    per_row = max(0.28, PER_METHOD * 0.75 * len(methods)) + (0.3 if apart else 0)
+    return 0.8 + 0.22 * legend_lines + len(rows) * per_row
 
 
 def _row_label(results: ComparisonResults, row: str) -> str:
-    return f"{row} ({results.metrics[row]})" if row in results.metrics else row
+    return f"{row} ({score_label(results.metrics[row])})" if row in results.metrics else row
 
 
 def _title(results: ComparisonResults, method: str) -> str:

@@ -15,7 +15,7 @@ from tasklora.evaluation import (
     ComparisonResults,
     Diagnostics,
     RunResults,
-    ScoredRows,
+    Scored,
     Trial,
     compare_cells,
     read_diagnostics,
@@ -25,6 +25,8 @@ from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE
 from tasklora.evaluation.predictions import PREDICTIONS_FILE
 from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
 from tasklora.tasks import TaskSpec, read_about
+from tasklora.vision.saved_model import is_dense, read_dense_about
+from tasklora.vision.spec import DenseTaskSpec
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class RunFiles:
         return RunResults.read(self.path / RESULTS_FILE)
 
     @cached_property
-    def rows(self) -> dict[str, ScoredRows]:
+    def rows(self) -> dict[str, Scored]:
         """What it said of each row."""
         return read_predictions(self.path / PREDICTIONS_FILE)
 
@@ -49,9 +51,17 @@ class RunFiles:
         return read_diagnostics(self.path / DIAGNOSTICS_FILE)
 
     @cached_property
-    def specs(self) -> dict[str, TaskSpec]:
+    def is_dense(self) -> bool:
+        """Whether its rows are images that have all tasks."""
+        return is_dense(self.path / "best")
+
+    @cached_property
+    def specs(self) -> dict[str, TaskSpec] | dict[str, DenseTaskSpec]:
         """Its tasks; of a run that extends another, those that it trained."""
-        tasks = read_about(self.path / "best").tasks
+        best = self.path / "best"
+        if self.is_dense:
+            return dict(read_dense_about(best).tasks)
+        tasks = read_about(best).tasks
         return {name: tasks[name] for name in self.results.tasks}
 
     @cached_property
@@ -103,9 +113,14 @@ class Source:
         return (self.runs.get(self.results.main) or self.runs[self.results.baseline])[0]
 
     @property
-    def specs(self) -> dict[str, TaskSpec]:
+    def specs(self) -> dict[str, TaskSpec] | dict[str, DenseTaskSpec]:
         """The tasks."""
         return self.shown.specs
+
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether the rows are images that have all tasks. Kept results without their runs do not say so."""
+        return bool(self.runs) and self.shown.is_dense
 
 
 def load_source(paths: Sequence[Path], baseline: str | None = None) -> Source:
@@ -167,7 +182,7 @@ def _runs(paths: Sequence[Path], baseline: str | None) -> Source:
     first = next(iter(found.values()))[0]
     results = compare_cells(
         {method: [CellResults(run.results, run.rows) for run in of_method] for method, of_method in found.items()},
-        titles={method: _title(method) for method in found},
+        titles={method: _title(method, of_method[0]) for method, of_method in found.items()},
         trials={
             method: [
                 Trial(
@@ -189,13 +204,15 @@ def _runs(paths: Sequence[Path], baseline: str | None) -> Source:
         search=[],
     )
     if len(paths) == 1:
-        title = f"{first.path.name}: {_title(first.results.method)} on {first.results.suite}"
+        title = f"{first.path.name}: {_title(first.results.method, first)} on {first.results.suite}"
     else:
         title = f"{len(paths)} runs on {first.results.suite}"
     return Source(title, results, found)
 
 
-def _title(method: str) -> str:
+def _title(method: str, run: RunFiles) -> str:
     from tasklora.tasks import TRAINING_METHODS
+    from tasklora.vision.methods import DENSE_METHODS
 
-    return TRAINING_METHODS[method].title if method in TRAINING_METHODS else method
+    known: Mapping[str, Any] = DENSE_METHODS if run.is_dense else TRAINING_METHODS
+    return str(known[method].title) if method in known else method

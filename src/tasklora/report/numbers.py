@@ -1,6 +1,10 @@
 """Numbers as text, the same in every table and figure."""
 
-from tasklora.evaluation import Estimate
+from collections.abc import Mapping
+
+from tasklora.evaluation import Estimate, SplitScores
+from tasklora.tasks import METRICS
+from tasklora.vision.spec import LOWER_IS_BETTER
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -44,3 +48,29 @@ def percent(value: Estimate | None) -> str:
 def sortable(value: Estimate | None) -> float | str:
     """Return what a column is sorted by; an empty text goes last."""
     return "" if value is None else value.mean
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a metric, of either shape, is an error."""
+    return metric in LOWER_IS_BETTER or (metric in METRICS and not METRICS[metric].higher_is_better)
+
+
+def score_label(metric: str) -> str:
+    """Return what a score is: the metric, with a minus sign where it is negated so that higher is better."""
+    return MINUS + metric if lower_is_better(metric) else metric
+
+
+AVERAGE_OF_UNITS = "in the average an angle counts as 1 − angle/90°, an error as 1/(1 + error)"
+
+
+def average_note(scores: SplitScores) -> str | None:
+    """Return what to say of an average over metrics of several units; None for a plain mean of the scores."""
+    plain = [task.score for task in scores.tasks.values() if task.score is not None]
+    if scores.average is None or abs(sum(plain) / len(plain) - scores.average) < 1e-9:
+        return None
+    return AVERAGE_OF_UNITS
+
+
+def has_units(metrics: Mapping[str, str], is_dense: bool) -> bool:
+    """Return whether the primary metrics have several units: those of dense tasks that are not fractions."""
+    return is_dense and any(lower_is_better(metric) for metric in metrics.values())

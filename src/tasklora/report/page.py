@@ -13,11 +13,13 @@ from typing import Any
 import jinja2
 
 from tasklora.errors import OutputError
-from tasklora.evaluation import Estimate, package_versions, write_text_whole
+from tasklora.evaluation import Estimate, ScoredImages, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers
 from tasklora.report.examples import TaskErrors, worst_errors
+from tasklora.report.images import worst_images
 from tasklora.report.loading import Source, load_source
 from tasklora.report.svg import Picture
+from tasklora.vision.spec import DenseTaskSpec
 
 REPORT_FILE = "report.html"
 
@@ -127,13 +129,16 @@ def _facts(source: Source) -> dict[str, str]:
     results = source.results
     rows = sorted(set(results.training_rows.values()))
     scored = sorted(set(results.rows.values()))
+    what = "images" if source.is_dense else "rows a task"
+    has_units = numbers.has_units(results.metrics, source.is_dense)
     facts = {
         "tasks": f"{len(results.metrics)} of {results.suite}: {', '.join(results.metrics)}",
         "base model": results.base,
         "methods": ", ".join(method.title for method in results.methods),
         "seeds": ", ".join(map(str, results.seeds)),
-        "budget": f"{results.steps} steps on {_range(rows)} training rows a task",
-        "scored on": f"{_range(scored)} rows a task of {results.split}",
+        "budget": f"{results.steps} steps on {_range(rows)} training {what}",
+        "scored on": f"{_range(scored)} {what} of {results.split}",
+        "average": f"mean over the tasks; {numbers.AVERAGE_OF_UNITS}" if has_units else "",
         "search": _search(source),
         "time": "" if source.comparison else _time(source),
         "command": results.command,
@@ -167,7 +172,38 @@ def _range(numbers: list[int]) -> str:
 
 
 def _tables(source: Source) -> list[PageTable]:
-    return [_methods_table(source), _tasks_table(source)] if source.comparison else [_metrics_table(source)]
+    tables = [_methods_table(source), _tasks_table(source)] if source.comparison else [_metrics_table(source)]
+    return [*tables, *([_images_table(source)] if source.is_dense else [])]
+
+
+def _images_table(source: Source) -> PageTable:
+    """Return the images that the shown run did worst on."""
+    rows = []
+    for task, spec in source.specs.items():
+        scored = source.shown.rows[task]
+        assert isinstance(spec, DenseTaskSpec)
+        assert isinstance(scored, ScoredImages)
+        for image in worst_images(spec, scored):
+            rows.append(
+                [
+                    Cell(task, task),
+                    Cell(image.name, image.name),
+                    Cell(numbers.number(image.loss), image.loss),
+                    Cell(
+                        f"{spec.primary} {numbers.number(image.metric)}", "" if image.metric is None else image.metric
+                    ),
+                ]
+            )
+    title = source.results.method(_shown_method(source)).title
+    return PageTable(
+        "images",
+        "Images to look at",
+        f"The images of {source.results.split} on which the losses of {title} (seed {source.results.seeds[0]}) are "
+        "largest, with the task's metric on each image alone: labels that are doubtful, or what the model does not "
+        "know.",
+        ["task", "image", "loss", "metric on it alone"],
+        rows,
+    )
 
 
 def _methods_table(source: Source) -> PageTable:
@@ -207,7 +243,7 @@ def _tasks_table(source: Source) -> PageTable:
         rows.append(
             [
                 Cell(task, task),
-                Cell(metric, metric),
+                Cell(numbers.score_label(metric), metric),
                 Cell(f"{results.rows[task]:,}", results.rows[task]),
                 *(_estimate_cell(estimate, best) for estimate in found),
             ]
@@ -217,7 +253,7 @@ def _tasks_table(source: Source) -> PageTable:
         "Scores per task",
         "Mean ± standard deviation over the seeds; the highest mean of a row is bold, which does not say that it "
         "differs from the others by more than chance.",
-        ["task", "metric", "rows", *(method.title for method in methods)],
+        ["task", "metric", _unit(source), *(method.title for method in methods)],
         rows,
     )
 
@@ -232,6 +268,8 @@ def _metrics_table(source: Source) -> PageTable:
         for metric, value in score.metrics.items():
             primary = metric == score.primary
             estimate = method.tasks.get(task) if primary else None
+            if estimate is not None and numbers.lower_is_better(metric):  # scores are negated, the metrics here are not
+                estimate = _negated(estimate)
             rows.append(
                 [
                     Cell(task, task),
@@ -254,9 +292,18 @@ def _metrics_table(source: Source) -> PageTable:
         "tasks",
         "Scores",
         "Primary metrics are bold; their 95 % bootstrap intervals are over the rows that were scored.",
-        ["task", "metric", "rows", "score", "95 % interval"],
+        ["task", "metric", _unit(source), "score", "95 % interval"],
         rows,
     )
+
+
+def _unit(source: Source) -> str:
+    return "images" if source.is_dense else "rows"
+
+
+def _negated(value: Estimate) -> Estimate:
+    low, high = (None if end is None else -end for end in (value.high, value.low))
+    return Estimate(mean=-value.mean, std=value.std, low=low, high=high, seeds=[-seed for seed in value.seeds])
 
 
 def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:
@@ -269,13 +316,17 @@ def _shown_method(source: Source) -> str:
 
 
 def _errors(source: Source) -> list[TaskErrors]:
+    if source.is_dense:  # its rows are no texts to read: see _images_table
+        return []
     shown = _shown_method(source)
-    others = {
+    others: dict[str, Any] = {
         method.title: source.runs[method.name][0].rows
         for method in figures.done(source.results)
         if method.name != shown
     }
+    rows: Any = source.shown.rows
+    specs: Any = source.specs
     return [
-        worst_errors(task, spec, source.shown.rows[task], {title: rows[task] for title, rows in others.items()})
-        for task, spec in source.specs.items()
+        worst_errors(task, spec, rows[task], {title: said[task] for title, said in others.items()})
+        for task, spec in specs.items()
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tasklora.evaluation import ComparisonResults, ParameterCounts, SplitScores
+from tasklora.evaluation import ComparisonResults, MethodResults, ParameterCounts, SplitScores
 from tasklora.report import numbers
 from tasklora.tasks import TRAINING_METHODS
 from tasklora.tuner import METHODS
@@ -38,8 +38,10 @@ def score_table(
         if before is not None:
             cells.append(numbers.number(before.average, 4))
         table.add_row(*cells, numbers.number(split_scores.average, 4))
+        notes = [numbers.average_note(split_scores)]
         if split_scores.undefined:
-            table.caption = f"undefined on these rows, left out of the average: {', '.join(split_scores.undefined)}"
+            notes.append(f"undefined on these rows, left out of the average: {', '.join(split_scores.undefined)}")
+        table.caption = "\n".join(note for note in notes if note) or None
     return table
 
 
@@ -149,11 +151,31 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
         notes.append(f"left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}")
     notes += [f"{method.title} failed: {method.failures[0]}" for method in results.methods if method.failures]
     methods.caption = "\n".join(notes) or None
-    tasks = Table(title="mean score per task", title_justify="left")
-    tasks.add_column("task", no_wrap=True)
-    for method in done:
-        tasks.add_column(method.title, justify="right")  # titles wrap at their words, where names would be cut
-    for task, metric in results.metrics.items():
-        means = (method.tasks[task].mean if task in method.tasks else None for method in done)
-        tasks.add_row(f"{task} [dim]{metric}[/dim]", *(numbers.number(mean) for mean in means))
-    return [methods, tasks]
+    return [methods, _task_table(results, done)]
+
+
+def _task_table(results: ComparisonResults, done: list[MethodResults]) -> Table:
+    """Return the mean score of each method on each task; whichever are more become the rows, so that all fit."""
+    titles = {method.name: method.title for method in done}
+    tasks = {task: f"{task} [dim]{numbers.score_label(metric)}[/dim]" for task, metric in results.metrics.items()}
+    means = {
+        (task, method.name): numbers.number(method.tasks[task].mean if task in method.tasks else None)
+        for task in tasks
+        for method in done
+    }
+    title = "mean score per task"
+    if len(titles) > len(tasks):
+        table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), caption=" · ".join(tasks.values()))
+        table.add_column("method")
+        for task in tasks:
+            table.add_column(task, justify="right", overflow="fold")
+        for method, title in titles.items():
+            table.add_row(title, *(means[task, method] for task in tasks))
+        return table
+    table = Table(title=title, title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for title in titles.values():
+        table.add_column(title, justify="right")  # titles wrap at their words, where names would be cut
+    for task, label in tasks.items():
+        table.add_row(label, *(means[task, method] for method in titles))
+    return table

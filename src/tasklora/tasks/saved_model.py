@@ -131,7 +131,7 @@ def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
     kind = read_about(directory).encoder
     if kind == "adapter":
         adapter = read_safetensors(directory / ADAPTER_FILE)
-        _check_adapter(model.encoder, adapter, directory)
+        check_adapter(model.encoder, adapter, directory)
         set_peft_model_state_dict(model.encoder, adapter)
     elif kind == "full":
         _load_all_weights(model.encoder, directory)
@@ -176,7 +176,7 @@ def load_model(
     heads = read_safetensors(directory / HEADS_FILE)
     encoder = base.model
     if about.encoder == "adapter":
-        encoder = _load_adapter(base, directory)
+        encoder = load_adapter(base.model, base.name, directory)
     elif about.encoder == "full":
         _load_all_weights(encoder, directory)
     adapter_tasks = getattr(getattr(encoder, "active_peft_config", None), "tasks", None)
@@ -199,7 +199,7 @@ def read_about(directory: Path) -> SavedModel:
     path = directory / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no saved tasklora model (no {MODEL_FILE}).")
-    data = _read_json(path)
+    data = read_json(path)
     version = data.get("version")
     if isinstance(version, int) and version > MODEL_FORMAT_VERSION:
         raise CheckpointError(
@@ -223,7 +223,12 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
     if not path.is_file():
         raise CheckpointError(f"no file {path}. The directory is not a complete saved model.")
     try:
@@ -235,24 +240,27 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _load_adapter(base: BaseModel, directory: Path) -> torch.nn.Module:
-    """Return the base with the adapter of `directory`.
+def load_adapter(base: torch.nn.Module, name: str, directory: Path) -> torch.nn.Module:
+    """Return a base, called `name`, with the adapter of `directory`.
 
     PEFT only warns where a file does not fit its own LoRA, so what was loaded is compared with what there is.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or does not fit.
     """
     from peft import PeftModel
 
-    _read_json(directory / ADAPTER_CONFIG_FILE)
+    read_json(directory / ADAPTER_CONFIG_FILE)
     adapter = read_safetensors(directory / ADAPTER_FILE)
     try:
-        encoder: torch.nn.Module = PeftModel.from_pretrained(base.model, str(directory), torch_device="cpu")
+        encoder: torch.nn.Module = PeftModel.from_pretrained(base, str(directory), torch_device="cpu")
     except TaskLoraError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"the adapter in {directory} does not fit the base '{base.name}': {first_line(error)}"
+            f"the adapter in {directory} does not fit the base '{name}': {first_line(error)}"
         ) from error
-    _check_adapter(encoder, adapter, directory)
+    check_adapter(encoder, adapter, directory)
     return encoder
 
 
@@ -265,11 +273,12 @@ def _load_all_weights(encoder: torch.nn.Module, directory: Path) -> None:
         raise CheckpointError(f"{path} does not fit the base: {first_line(error)}") from error
 
 
-def _check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path) -> None:
+def check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path) -> None:
+    """Raise CheckpointError unless an adapter's tensors are those that the adapted encoder has."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(encoder, save_embedding_layers=False)
-    wrong = _differences(state, adapter)
+    wrong = tensor_differences(state, adapter)
     if wrong:
         raise CheckpointError(
             f"{directory / ADAPTER_FILE} does not fit the model: {listing(wrong, 4)} are missing, unexpected or of "
@@ -277,14 +286,14 @@ def _check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor]
         )
 
 
-def _differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+def tensor_differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names that are missing, unexpected or of another shape."""
     shapes = [{key: tuple(value.shape) for key, value in tensors.items()} for tensors in (wanted, given)]
     return sorted(key for key in wanted.keys() | given.keys() if shapes[0].get(key) != shapes[1].get(key))
 
 
 def _load_heads(model: MultiTaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
-    wrong = _differences(model.heads.state_dict(), heads)
+    wrong = tensor_differences(model.heads.state_dict(), heads)
     if wrong:
         raise CheckpointError(
             f"{directory / HEADS_FILE} does not fit the tasks [{listing(model.task_names)}]: {listing(wrong, 4)} "

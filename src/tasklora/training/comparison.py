@@ -27,14 +27,16 @@ from tasklora.evaluation.results import RECIPE_FILE
 from tasklora.training.callbacks import progress_display
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
 from tasklora.training.contenders import MATCHED_LORA, contender, title_of
-from tasklora.training.preparing import count_recipe_parameters
-from tasklora.training.recipe import Recipe, changed
-from tasklora.training.run import load_recipe_data, train_recipe
+from tasklora.training.dense_recipe import DenseRecipe
+from tasklora.training.recipe import Recipe
+from tasklora.training.recipes import changed
+from tasklora.training.run import train_recipe
 from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
+from tasklora.training.workloads import count_recipe_parameters, workload_of
 
 
 def compare_methods(
-    recipe: Recipe,
+    recipe: Recipe | DenseRecipe,
     output: str | Path,
     methods: Sequence[str],
     seeds: Sequence[int],
@@ -93,13 +95,13 @@ def compare_methods(
 
 
 def _plan(
-    recipe: Recipe,
+    recipe: Recipe | DenseRecipe,
     methods: Sequence[str],
     seeds: Sequence[int],
     search: Sequence[str],
     baseline: str | None,
     command: str,
-) -> tuple[Plan, dict[str, Recipe], dict[str, list[Settings]]]:
+) -> tuple[Plan, dict[str, Recipe | DenseRecipe], dict[str, list[Settings]]]:
     """Check everything that can be checked before anything is run."""
     for what, values in (("method", methods), ("seed", seeds)):
         if not values:
@@ -113,7 +115,7 @@ def _plan(
             f"the baseline '{baseline}' is not compared.{did_you_mean(baseline, methods)} Compared: "
             f"{', '.join(methods)}."
         )
-    grids = [parse_grid(text, methods) for text in search]
+    grids = [parse_grid(text, methods, type(recipe)) for text in search]
     trials = {method: trials_of(method, grids) for method in methods}
     if any(settings.keys() & {"method.r", "method.lora_alpha"} for settings in trials.get(MATCHED_LORA, [])):
         raise ConfigError(f"the rank of '{MATCHED_LORA}' follows from the recipe's parameters and is not searched.")
@@ -123,8 +125,9 @@ def _plan(
             count_recipe_parameters(changed(made, settings))  # says what is wrong with the options on this base
     rows = {}
     for seed in seeds:
-        data = load_recipe_data(changed(recipe, {"training.seed": seed}), recipe.task_specs())
-        rows[seed] = {name: of_task.fingerprint() for name, of_task in data.split("train").items()}
+        work = workload_of(changed(recipe, {"training.seed": seed}))
+        work.load_data(["train", "tune", recipe.tasks.report_on])
+        rows[seed] = work.fingerprints()
     plan = Plan(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -215,7 +218,7 @@ def summarise(
     failed = {method: [cell.failure for cell in of_method if cell.failure] for method, of_method in chosen.items()}
     results = compare_cells(
         cells,
-        titles={method: title_of(method) for method in chosen},
+        titles={method: title_of(method, plan.recipe.shape) for method in chosen},
         trials={
             method: [_trial(cell, directory, chosen[method][0]) for cell in of_method]
             for method, of_method in trials.items()

@@ -19,8 +19,10 @@ from tasklora.errors import CheckpointError, OutputError
 from tasklora.evaluation import write_text_whole
 from tasklora.evaluation.results import COMPARISON_FILE, RESULTS_FILE
 from tasklora.tasks import Strict, parse
+from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.directory import RunDirectory
-from tasklora.training.recipe import Recipe, changed
+from tasklora.training.recipe import Recipe
+from tasklora.training.recipes import AnyRecipe, changed
 from tasklora.training.search import Settings
 
 FAILED_FILE = "failed.json"
@@ -31,11 +33,11 @@ class Plan(Strict):
 
     Attributes:
         recipe: the recipe, whose method is the main one.
-        methods: names: those of recipes, and ``lora_matched``.
+        methods: names: those of recipes of the shape, and for text ``lora_matched``.
         seeds: seeds; trials of a search run with the first one.
         search: the grids, as given.
         baseline: the method that the others are measured against.
-        training_rows: seed → task → fingerprint of the training rows.
+        training_rows: seed → name → fingerprint of the training rows.
     """
 
     format: Literal["tasklora/comparison"] = "tasklora/comparison"
@@ -43,7 +45,7 @@ class Plan(Strict):
     created: str
     command: str
     commit: str | None
-    recipe: Recipe
+    recipe: AnyRecipe
     methods: list[str]
     seeds: list[int]
     search: list[str]
@@ -57,7 +59,7 @@ class Cell:
 
     method: str
     settings: Settings
-    recipe: Recipe
+    recipe: Recipe | DenseRecipe
     run: RunDirectory
 
     @property
@@ -145,7 +147,7 @@ class ComparisonDirectory:
                 f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
             ) from None
 
-    def cell(self, recipe: Recipe, method: str, settings: Settings, seed: int) -> Cell:
+    def cell(self, recipe: Recipe | DenseRecipe, method: str, settings: Settings, seed: int) -> Cell:
         """Return the cell of a method's recipe with some settings and a seed."""
         recipe = changed(recipe, {**settings, "training.seed": seed})
         content = json.dumps(_without_place(recipe), sort_keys=True)
@@ -155,8 +157,10 @@ class ComparisonDirectory:
         return Cell(method, settings, recipe, RunDirectory(path))
 
 
-def _without_place(recipe: Recipe) -> dict[str, Any]:
+def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
     """Return what decides a recipe's numbers beside the seed: not where rows and output are, nor what it is called."""
-    data = recipe.model_dump(mode="json", exclude={"output", "description"})
+    # Recipes had no `shape` while all were of text, and cells are named by what is returned here.
+    data = recipe.model_dump(mode="json", exclude={"output", "description", "shape"})
     del data["tasks"]["data_root"], data["training"]["seed"]
+    data["training"].pop("workers", None)
     return data

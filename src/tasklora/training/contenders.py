@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tasklora.errors import ConfigError, did_you_mean
-from tasklora.tasks import TRAINING_METHODS, parse, training_method
-from tasklora.training.preparing import count_recipe_parameters
-from tasklora.training.recipe import Recipe, changed
+from tasklora.tasks import TRAINING_METHODS, training_method
+from tasklora.training.dense_recipe import DenseRecipe
+from tasklora.training.recipe import Recipe
+from tasklora.training.recipes import changed, parse_recipe
+from tasklora.training.workloads import count_recipe_parameters
+from tasklora.vision.methods import DENSE_METHODS
 
 MATCHED_LORA = "lora_matched"
 
-
-def known_contenders() -> list[str]:
-    """Return the names that can be compared."""
-    return [*TRAINING_METHODS, MATCHED_LORA]
+METHODS_OF: dict[str, Mapping[str, Any]] = {"text": TRAINING_METHODS, "dense": DENSE_METHODS}
+"""Shape of a recipe → its methods."""
 
 
-def title_of(method: str) -> str:
+def known_contenders(shape: str = "text") -> list[str]:
+    """Return the names that can be compared under recipes of a shape."""
+    return [*METHODS_OF[shape], *([MATCHED_LORA] if shape == "text" else [])]
+
+
+def title_of(method: str, shape: str = "text") -> str:
     """Return a contender's name as in tables."""
-    return "LoRA, parameters matched" if method == MATCHED_LORA else training_method(method).title
+    return "LoRA, parameters matched" if method == MATCHED_LORA else str(METHODS_OF[shape][method].title)
 
 
-def contender(recipe: Recipe, method: str) -> Recipe:
+def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe:
     """Return the recipe with another method in place of its own.
 
     The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
@@ -31,25 +38,40 @@ def contender(recipe: Recipe, method: str) -> Recipe:
     Raises:
         ConfigError: on an unknown method, or if there is no rank to match.
     """
-    if method not in known_contenders():
-        names = known_contenders()
+    names = known_contenders(recipe.shape)
+    if method == MATCHED_LORA and method not in names:
+        raise ConfigError(
+            f"'{MATCHED_LORA}' is for recipes on text. On images the methods train norms, tables and patch embeddings "
+            "besides their low-rank parameters, so no rank of a LoRA has the same parameters. Compare 'lora' at ranks "
+            "of its own with --search lora:r=…"
+        )
+    if method not in names:
         raise ConfigError(f"unknown method '{method}'.{did_you_mean(method, names)} Methods: {', '.join(names)}.")
     if method == recipe.method.name:
         return recipe
-    other = training_method("lora" if method == MATCHED_LORA else method)
-    options = {key: value for key, value in _options(recipe).items() if key in other.options}
+    other = METHODS_OF[recipe.shape]["lora" if method == MATCHED_LORA else method]
+    given = _options(recipe)
+    if "scale" in given and "lora_alpha" in other.options:
+        if isinstance(given["r"], list) or isinstance(given["scale"], list):
+            raise ConfigError(
+                f"'{method}' has one rank and α for all stages, the recipe gives '{recipe.method.name}' one for each "
+                "stage. Compare it in a recipe with one number for each."
+            )
+        given["lora_alpha"] = given["scale"] * given["r"]  # MTLoRA's scale is used as it is, LoRA's is α/r
+    options = {key: value for key, value in given.items() if key in other.options}
     data = recipe.model_dump(mode="json")
     data["method"] = {"name": other.name, **options}
-    made = parse(Recipe, data, f"the recipe with {method}")
+    made = parse_recipe(data, f"the recipe with {method}")
     return _matched(recipe, made) if method == MATCHED_LORA else made
 
 
-def _options(recipe: Recipe) -> dict[str, Any]:
+def _options(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
     """Return a recipe's options of the method with the rank and scale that hold where it names none."""
-    return {**training_method(recipe.method.name).scale, **recipe.method.options}
+    scale = getattr(METHODS_OF[recipe.shape].get(recipe.method.name), "scale", {})
+    return {**scale, **recipe.method.options}
 
 
-def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
+def _matched(recipe: Recipe | DenseRecipe, lora: Recipe | DenseRecipe) -> Recipe | DenseRecipe:
     """Return `lora` at the rank whose number of low-rank parameters is nearest to that of `recipe`."""
     options = _options(recipe)
     if training_method(recipe.method.name).encoder != "adapter" or "rank_pattern" in options:
@@ -64,6 +86,6 @@ def _matched(recipe: Recipe, lora: Recipe) -> Recipe:
     return changed(lora, {"method.r": rank, "method.lora_alpha": scale * rank})
 
 
-def _low_rank(recipe: Recipe) -> int:
+def _low_rank(recipe: Recipe | DenseRecipe) -> int:
     groups = count_recipe_parameters(recipe).groups
     return groups["shared"] + groups["per_task"]

@@ -25,8 +25,10 @@ from tasklora.evaluation import (
     write_text_whole,
 )
 from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
-from tasklora.tasks import parse, read_safetensors, read_yaml
+from tasklora.tasks import read_safetensors, read_yaml
+from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
+from tasklora.training.recipes import parse_recipe
 
 MANIFEST_FILE = "manifest.json"
 RUN_FORMAT = "tasklora/run"
@@ -87,13 +89,13 @@ class RunDirectory:
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST_FILE).read_text(encoding="utf-8"))
         return manifest
 
-    def create(self, recipe: Recipe, command: str, rows: dict[str, str], overwrite: bool) -> None:
+    def create(self, recipe: Recipe | DenseRecipe, command: str, rows: dict[str, str], overwrite: bool) -> None:
         """Make the directory and write what is known before training.
 
         Args:
             recipe: the recipe.
             command: the command line.
-            rows: task → fingerprint of its training rows.
+            rows: fingerprints of the training rows, by name.
             overwrite: replace a run that is there.
 
         Raises:
@@ -111,7 +113,7 @@ class RunDirectory:
                 f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
             ) from None
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe | DenseRecipe:
         """Return the recipe of the run.
 
         Raises:
@@ -120,7 +122,7 @@ class RunDirectory:
         path = self.path / RECIPE_FILE
         if not path.is_file():
             raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).")
-        return parse(Recipe, read_yaml(path), str(path))
+        return parse_recipe(read_yaml(path), str(path))
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest checkpoint of which every file can be read; None if there is none."""
@@ -165,7 +167,7 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _manifest(recipe: Recipe, command: str, rows: dict[str, str]) -> dict[str, Any]:
+def _manifest(recipe: Recipe | DenseRecipe, command: str, rows: dict[str, str]) -> dict[str, Any]:
     return {
         "format": RUN_FORMAT,
         "version": 1,

@@ -8,7 +8,6 @@ import torch
 from transformers import set_seed
 
 from tasklora.errors import ConfigError, listing
-from tasklora.evaluation import ParameterCounts, count_parameters
 from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, load_base, load_model, load_skeleton, training_method
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
@@ -61,14 +60,14 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
     return Prepared(about.model_around(encoder), about, config_model)
 
 
-def count_recipe_parameters(recipe: Recipe) -> ParameterCounts:
-    """Return the parameter counts of a recipe's model; no weights are loaded but those of a run that it extends."""
+def skeleton(recipe: Recipe) -> MultiTaskModel:
+    """Return a recipe's model without weights, but those of a run that it extends."""
     if recipe.extends is not None:
-        return count_parameters(extend(recipe).model)
+        return extend(recipe).model
     section = recipe.model
-    skeleton = load_skeleton(section.name, section.revision, section.trust_remote_code)
+    base = load_skeleton(section.name, section.revision, section.trust_remote_code)
     with torch.device("meta"):
-        return count_parameters(prepare(recipe, skeleton).model)
+        return prepare(recipe, base).model
 
 
 def extend(recipe: Recipe) -> Prepared:
@@ -84,6 +83,10 @@ def extend(recipe: Recipe) -> Prepared:
     assert recipe.extends is not None
     run = RunDirectory(recipe.extends)
     trained = run.recipe()
+    if not isinstance(trained, Recipe):
+        raise ConfigError(
+            f"{run.path} is a run on images, which cannot be extended by tasks: train all its tasks in one run."
+        )
     specs = recipe.task_specs()
     _check_same_make(recipe, trained)
     model, about, base = load_model(run.best, trust_remote_code=recipe.model.trust_remote_code)

@@ -1,18 +1,14 @@
-"""A recipe: one YAML file that says everything about a run."""
+"""A recipe for rows that have one task each; see :mod:`tasklora.training.recipes` for how recipes are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
-import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
-from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse, read_yaml
-
-Positive = pydantic.PositiveInt
+from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse
+from tasklora.training.sections import MethodSection, OptimisationSection, OutputSection, Positive, WrittenOut
 
 
 class ModelSection(Strict):
@@ -71,18 +67,6 @@ class TasksSection(Strict):
     report_on: Literal["validation", "test"] = "validation"
 
 
-class MethodSection(pydantic.BaseModel):
-    """The method's name and its options, which are those of its PEFT config."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options, without the name."""
-        return dict(self.model_extra or {})
-
-
 class MixingSection(Strict):
     """How often each task is drawn: see :class:`tasklora.training.mixing.TaskMixingSampler`.
 
@@ -103,7 +87,7 @@ class MixingSection(Strict):
         return self
 
 
-class TrainingSection(Strict):
+class TrainingSection(OptimisationSection):
     """Optimisation. Settings are judged on ``tune`` rows, which are held out of train.
 
     Attributes:
@@ -116,46 +100,20 @@ class TrainingSection(Strict):
         precision: "float32", or "bfloat16" for autocast.
     """
 
-    epochs: float = pydantic.Field(3.0, gt=0)
-    max_steps: Positive | None = None
-    batch_size: Positive = 32
-    gradient_accumulation_steps: Positive = 1
-    learning_rate: float = pydantic.Field(1e-3, gt=0)
-    weight_decay: float = pydantic.Field(0.0, ge=0)
-    warmup_ratio: float = pydantic.Field(0.06, ge=0, lt=1)
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    max_grad_norm: float = pydantic.Field(1.0, ge=0)
     mixing: MixingSection = MixingSection()
-    seed: int = pydantic.Field(0, ge=0, lt=2**32)
-    evaluate_every: Literal["epoch"] | Positive = "epoch"
-    early_stopping_patience: Positive | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
     group_by_length: bool = True
-    logging_steps: Positive = 10
-    eval_batch_size: Positive = 64
-    keep_checkpoints: Positive = 2
-    report_to: list[str] = []
 
 
-class OutputSection(Strict):
-    """Where the run goes.
-
-    Attributes:
-        directory: the run directory; must be new or empty.
-    """
-
-    directory: str = "runs/tasklora"
-
-
-class Recipe(Strict):
+class Recipe(WrittenOut):
     """Everything about a run; the sections' classes say what each key means.
 
     Attributes:
+        shape: what a row has: "text" here, one task; see :class:`~tasklora.training.dense_recipe.DenseRecipe`.
         extends: a run directory: its trained model gets the recipe's tasks, and only what is their own is trained.
     """
 
     description: str = ""
+    shape: Literal["text"] = "text"
     extends: str | None = None
     model: ModelSection
     tasks: TasksSection
@@ -195,64 +153,3 @@ class Recipe(Strict):
     def loss_weights(self) -> dict[str, float]:
         """Return λ_t of each task."""
         return {name: self.options_of(name).loss_weight for name in self.task_specs()}
-
-    def to_yaml(self) -> str:
-        """Return the recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Load and check a recipe.
-
-    Args:
-        path: the YAML file.
-        overrides: ``section.key=value`` pairs, the values in YAML.
-
-    Raises:
-        DataError: if there is no such file.
-        ConfigError: on an unknown key (with the nearest valid one) or a value of the wrong kind.
-    """
-    path = Path(path)
-    data = read_yaml(path)
-    for override in overrides or []:
-        _apply(data, override)
-    recipe = parse(Recipe, data, str(path))
-    recipe.task_specs()
-    return recipe
-
-
-def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with other values at some keys.
-
-    Args:
-        recipe: the recipe; it stays as it is.
-        settings: ``section.key`` → value.
-
-    Raises:
-        ConfigError: on an unknown key or a value of the wrong kind.
-    """
-    data = recipe.model_dump(mode="json")
-    for key, value in settings.items():
-        _put(data, key, value)
-    return parse(Recipe, data, "the recipe with " + ", ".join(f"{key}={value}" for key, value in settings.items()))
-
-
-def _apply(data: Any, override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"'{override}' is no override; write section.key=value, e.g. training.epochs=2.")
-    try:
-        _put(data, key, yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{override}': the value is not valid YAML ({error}).") from None
-
-
-def _put(data: Any, key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        if not isinstance(data, dict):
-            raise ConfigError(f"'{key}' leads into a value that is no section.")
-        data = data.setdefault(part, {})
-    if not isinstance(data, dict):
-        raise ConfigError(f"'{key}' leads into a value that is no section.")
-    data[last] = value

@@ -31,45 +31,23 @@ from tasklora.evaluation import (
     machine_description,
     package_versions,
     peak_memory,
-    predict_tasks,
-    score_tasks,
-    scores_of,
     source_commit,
     write_diagnostics,
-    write_predictions,
     write_text_whole,
 )
-from tasklora.tasks import (
-    MultiTaskModel,
-    TaskData,
-    TaskSpec,
-    load_tasks,
-    load_weights,
-    save_model,
-)
-from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.training.base_trainer import TasksTrainer
 from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
+from tasklora.training.dense_recipe import DenseRecipe, DenseTrainingSection
+from tasklora.training.dense_workload import DensePrepared
 from tasklora.training.directory import RunDirectory
-from tasklora.training.preparing import Prepared, prepare
+from tasklora.training.preparing import Prepared
 from tasklora.training.recipe import Recipe
-from tasklora.training.trainer import MultiTaskTrainer
-from tasklora.tuner import find_context
+from tasklora.training.workloads import workload_of
 from tasklora.tuner.card import CardScores, write_scores
 
 
-def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec]) -> TaskData:
-    """Load the rows that a recipe trains, tunes and reports on."""
-    return load_tasks(
-        specs,
-        ["train", "tune", recipe.tasks.report_on],
-        recipe.tasks.data_root,
-        recipe.tasks.limits,
-        recipe.training.seed,
-    )
-
-
 def train_recipe(
-    recipe: Recipe,
+    recipe: Recipe | DenseRecipe,
     output: str | Path,
     *,
     overwrite: bool = False,
@@ -79,8 +57,8 @@ def train_recipe(
     score_untrained: bool = False,
     callbacks: list[TrainerCallback] | None = None,
     progress: Progress | None = None,
-) -> tuple[RunResults, Prepared]:
-    """Train a recipe into a run directory.
+) -> tuple[RunResults, Prepared | DensePrepared]:
+    """Train a recipe of either shape into a run directory.
 
     Args:
         recipe: what to run.
@@ -120,41 +98,28 @@ def train_recipe(
         console.print(f"resuming {run.path} {going_on}", highlight=False)
     else:
         run.check_free(overwrite)
-    specs = recipe.task_specs()
-    data = load_recipe_data(recipe, specs)  # before anything is written: bad data leaves no half-made run
-    prepared = prepare(recipe)
-    model, about = prepared.model, prepared.about
-    for name, rows in data.split("train").items():
-        model.heads[name].fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())  # type: ignore[operator, union-attr]
-    fingerprints = {name: rows.fingerprint() for name, rows in data.split("train").items()}
+    work = workload_of(recipe)
+    split = recipe.tasks.report_on
+    work.load_data(["train", "tune", split])  # before anything is written: bad data leaves no half-made run
+    work.prepare()
+    fingerprints = work.fingerprints()
     if not resume:
         run.create(recipe, command, fingerprints, overwrite)
     elif fingerprints != run.manifest()["training_rows"]:
         raise CheckpointError(
             f"the training rows are no longer those that {run.path} was begun with. Restore them, or start a new run."
         )
-    collator = about.collator(prepared.base.tokenizer)
-    report_rows = data.split(recipe.tasks.report_on)
     untrained: dict[Any, SplitScores] = {}
     if score_untrained:
-        untrained[recipe.tasks.report_on] = score_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
+        untrained[split] = work.score(split)
         set_seed(recipe.training.seed)
 
     if recipe.training.gradient_checkpointing:
-        _checkpoint_activations(model)
+        work.checkpoint_activations()
     interrupt, bar = StopOnInterrupt(), ProgressBar(console, progress)
-    trainer = MultiTaskTrainer(
-        model,
-        about,
+    trainer = work.trainer(
         training_arguments(recipe, run),
-        data.split("train"),
-        data.split("tune"),
-        collator,
-        recipe.training.mixing,
-        recipe.loss_weights(),
-        recipe.training.group_by_length,
-        recipe.method.options.get(ENCODER_LEARNING_RATE),
-        callbacks=[JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt],
+        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt],
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
@@ -172,28 +137,26 @@ def train_recipe(
             f"interrupted at step {trainer.state.global_step}; a checkpoint is kept. "
             f"Go on with: tasklora train --resume {run.path}"
         )
-    save_model(model, about, run.final)
+    work.save(run.final)
     best = _best_checkpoint(trainer, run)
     if best is not None:
-        load_weights(model, best)
-    save_model(model, about, run.best)
-    console.print(f"scoring {recipe.tasks.report_on} …", highlight=False)
+        work.load(best)
+    work.save(run.best)
+    console.print(f"scoring {split} …", highlight=False)
     started = time.perf_counter()
-    predictions = predict_tasks(model, report_rows, collator, recipe.training.eval_batch_size)
-    scores = scores_of(report_rows, predictions)
-    write_predictions(run.predictions, report_rows, predictions)
-    # Of the tasks that were trained: a run that extends another has more of them.
-    write_diagnostics(run.diagnostics, diagnose(model, [model.task_names.index(name) for name in specs]))
+    scores = work.score(split, run.predictions)
+    model = work.prepared.model
+    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks()))
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         commit=commit,
         seed=recipe.training.seed,
         method=recipe.method.name,
-        base=about.base,
+        base=work.prepared.about.base,
         suite=recipe.suite().reference,
-        tasks=list(specs),
-        scores={recipe.tasks.report_on: scores},
+        tasks=list(work.specs),
+        scores={split: scores},
         untrained=untrained,
         parameters=count_parameters(model),
         training=TrainingSummary(
@@ -202,7 +165,7 @@ def train_recipe(
             best_step=trainer.state.best_global_step,
             best_tune_average=trainer.state.best_metric,
             seconds=seconds,
-            rows_per_task={name: len(rows) for name, rows in data.split("train").items()},
+            rows_per_task=work.rows_per_task(),
             stopped="finished" if trainer.state.global_step >= trainer.state.max_steps else "early_stopping",
         ),
         evaluation_seconds=time.perf_counter() - started,
@@ -211,12 +174,12 @@ def train_recipe(
         machine=machine_description(),
     )
     results.write(run.results)
-    write_scores(run.best, CardScores(recipe.tasks.report_on, {name: s.metrics for name, s in scores.tasks.items()}))
+    write_scores(run.best, CardScores(split, {name: s.metrics for name, s in scores.tasks.items()}))
     (run.path / ".seconds").unlink(missing_ok=True)
-    return results, prepared
+    return results, work.prepared
 
 
-def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
+def training_arguments(recipe: Recipe | DenseRecipe, run: RunDirectory) -> TrainingArguments:
     """Return transformers' training arguments of a recipe."""
     section = recipe.training
     by_epoch = section.evaluate_every == "epoch"
@@ -248,26 +211,18 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
         restore_callback_states_from_checkpoint=True,
         seed=section.seed,
         disable_tqdm=True,
+        dataloader_num_workers=section.workers if isinstance(section, DenseTrainingSection) else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to=section.report_to or "none",
     )
 
 
-def _checkpoint_activations(model: MultiTaskModel) -> None:
-    """Recompute activations in backward, each forward under its own task ids."""
-    kwargs: dict[str, Any] = {"use_reentrant": False}
-    context = find_context(model)
-    if context is not None:
-        kwargs["context_fn"] = context.checkpoint_contexts
-    model.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)  # type: ignore[operator]
-
-
-def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+def _early_stopping(recipe: Recipe | DenseRecipe) -> list[TrainerCallback]:
     patience = recipe.training.early_stopping_patience
     return [EarlyStoppingCallback(patience)] if patience is not None else []
 
 
-def _best_checkpoint(trainer: MultiTaskTrainer, run: RunDirectory) -> Path | None:
+def _best_checkpoint(trainer: TasksTrainer, run: RunDirectory) -> Path | None:
     """Return the best checkpoint, found by its step: its recorded path is another one if the run was moved."""
     best = run.checkpoints / f"checkpoint-{trainer.state.best_global_step}"
     return best if best.is_dir() else None

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
-from tasklora.training.recipe import ModelSection, TrainingSection
+from tasklora.training.dense_recipe import DenseRecipe
+from tasklora.training.recipe import Recipe
 
 SHORT_NAMES = {
     "lr": "training.learning_rate",
@@ -26,10 +27,13 @@ SHORT_NAMES = {
 }
 """Short names of keys that are often searched; any key of training, model or method can be given in full."""
 
+_METHOD_KEYS = {full.partition(".")[2] for full in SHORT_NAMES.values() if full.startswith("method.")}
+
 # A search over these would compare runs that are not comparable, or change what is compared.
 _FIXED = {
     "training.seed",
     "training.report_to",
+    "training.workers",
     "model.name",
     "model.revision",
     "model.trust_remote_code",
@@ -55,12 +59,13 @@ class Grid:
     method: str | None = None
 
 
-def parse_grid(text: str, methods: Sequence[str]) -> Grid:
+def parse_grid(text: str, methods: Sequence[str], recipe: type[Recipe] | type[DenseRecipe] = Recipe) -> Grid:
     """Return the grid of ``KEY=VALUE,VALUE,…`` or ``METHOD:KEY=VALUE,…``.
 
     Args:
         text: what the user wrote.
         methods: the methods that are compared.
+        recipe: the recipes' class, whose sections have the keys.
 
     Raises:
         ConfigError: naming an unknown key or method, or a grid without values.
@@ -78,7 +83,7 @@ def parse_grid(text: str, methods: Sequence[str]) -> Grid:
         )
     if len(set(values)) < len(values):
         raise ConfigError(f"the search '{text}' names a value twice.")
-    return Grid(_full_key(key, text), values, method if colon else None)
+    return Grid(_full_key(key, text, recipe), values, method if colon else None)
 
 
 def trials_of(method: str, grids: Sequence[Grid]) -> list[Settings]:
@@ -129,18 +134,24 @@ def _value(text: str) -> Any:
     return int(number) if number.is_integer() and text.strip().lstrip("+-").isdigit() else number
 
 
-def _full_key(key: str, text: str) -> str:
+def _full_key(key: str, text: str, recipe: type[Recipe] | type[DenseRecipe]) -> str:
     full = SHORT_NAMES.get(key, key)
     section, _, name = full.partition(".")
     known: dict[str, Container[str]] = {
-        "training": TrainingSection.model_fields,
-        "model": ModelSection.model_fields,
-        "method": {name},  # the method itself says which options it has
+        "training": _keys(recipe, "training"),
+        "model": _keys(recipe, "model"),
+        "method": {name, *_METHOD_KEYS},  # the method itself says which options it has
     }
     if section not in known or name not in known[section] or full in _FIXED:
-        valid = [*SHORT_NAMES, *(f"training.{n}" for n in TrainingSection.model_fields), *SHORT_NAMES.values()]
+        short = {name: of for name, of in SHORT_NAMES.items() if of.partition(".")[2] in known[of.partition(".")[0]]}
+        valid = [*short, *(f"training.{n}" for n in _keys(recipe, "training")), *short.values()]
         raise ConfigError(
             f"the search '{text}' is over '{key}', which cannot be searched.{did_you_mean(key, valid)} "
-            f"Short names: {', '.join(SHORT_NAMES)}; or any key of the recipe's sections training, model and method."
+            f"Short names: {', '.join(short)}; or any key of the recipe's sections training, model and method."
         )
     return full
+
+
+def _keys(recipe: type[Recipe] | type[DenseRecipe], section: str) -> list[str]:
+    record: Any = recipe.model_fields[section].annotation
+    return list(record.model_fields)

@@ -11,11 +11,12 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from tasklora.errors import CheckpointError, UnsupportedError, listing
+from tasklora.errors import UnsupportedError, listing
 from tasklora.tuner import registry
 from tasklora.tuner.base_layers import geometry_of, shared_weights
 from tasklora.tuner.checkpointing import recompute_under_tasks
 from tasklora.tuner.configs import TaskLoraConfig
+from tasklora.tuner.fitting import check_fit
 from tasklora.tuner.layer import TaskLoraLayer
 from tasklora.tuner.peft_types import PREFIX
 from tasklora.tuner.row_factors import place_of
@@ -74,7 +75,17 @@ class TaskLoraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter into the model; checkpointing that was enabled before serves its ids from now on."""
+        """Put an adapter into the model; checkpointing that was enabled before serves its ids from now on.
+
+        Raises:
+            UnsupportedError: if the model has task streams already (MTLoRA), which take no task ids.
+        """
+        if any(getattr(module, "has_task_streams", False) for module in model.modules()):
+            raise UnsupportedError(
+                "this model is adapted by MTLoRA (SwinMTLoRAConfig): its tasks have streams, through which every image "
+                "goes, not ids by which rows choose. Adapt a model of its own with MTL-LoRA (MTLLoraConfig); the names "
+                "differ by one letter."
+            )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         recompute_under_tasks(model, context_of(model))
 
@@ -136,43 +147,11 @@ class TaskLoraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Remap a checkpoint's keys as PEFT does, after checking that it fits this model.
-
-        PEFT loads what matches and only warns about the rest; a file of another base would pass almost in silence.
-        """
+        """Remap a checkpoint's keys as PEFT does, after checking that it fits this model."""
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        wanted = {
-            f"{name}.{key}": parameter.shape
-            for name, module in model.named_modules()
-            if isinstance(module, TaskLoraLayer) and adapter_name in module.task_updates
-            for key, parameter in module.named_parameters()
-            if key.startswith(f"{PREFIX}.{adapter_name}.")
-        }
-        given = {key: value.shape for key, value in remapped.items() if f".{PREFIX}." in key}
-        missing = [key for key in wanted if key not in given]
-        unexpected = [key for key in given if key not in wanted]
-        misshapen = [
-            f"{key}: {tuple(given[key])} in the file, {tuple(shape)} in the model"
-            for key, shape in wanted.items()
-            if key in given and tuple(given[key]) != tuple(shape)
-        ]
-        if missing or unexpected or misshapen:
-            details = [
-                f"{len(group)} {what} ({listing(group, 2)})"
-                for what, group in (
-                    ("tensors missing from the file", missing),
-                    ("tensors that the model has no place for", unexpected),
-                    ("tensors of another shape", misshapen),
-                )
-                if group
-            ]
-            raise CheckpointError(
-                f"the adapter file does not fit this model: {'; '.join(details)}. It was made for base "
-                f"'{config.base_model_name_or_path}' with tasks [{listing(config.task_names)}]; load it on that base "
-                "with that task list, or make it anew."
-            )
+        check_fit(model, TaskLoraLayer, adapter_name, remapped, config.base_model_name_or_path, config.task_names)
         return remapped
 
 

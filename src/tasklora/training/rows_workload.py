@@ -1,0 +1,115 @@
+"""The first shape: every row has one task; batches mix tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from tasklora.evaluation import SplitScores, predict_tasks, scores_of, write_predictions
+from tasklora.tasks import (
+    BaseModel,
+    MultiTaskModel,
+    SavedModel,
+    Split,
+    TaskData,
+    TaskSpec,
+    load_tasks,
+    load_weights,
+    save_model,
+)
+from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.training.preparing import Prepared, prepare, skeleton
+from tasklora.training.recipe import Recipe
+from tasklora.training.trainer import MultiTaskTrainer
+from tasklora.training.workload import Workload
+
+
+def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequence[Split] | None = None) -> TaskData:
+    """Load rows of a recipe: those that it trains, tunes and reports on, or of `splits`."""
+    return load_tasks(
+        specs,
+        list(splits or ["train", "tune", recipe.tasks.report_on]),
+        recipe.tasks.data_root,
+        recipe.tasks.limits,
+        recipe.training.seed,
+    )
+
+
+class RowsWorkload(Workload):
+    """A recipe whose rows have one task each."""
+
+    recipe: Recipe
+    specs: dict[str, TaskSpec]
+    prepared: Prepared
+    data: TaskData
+
+    def load_data(self, splits: Sequence[Split]) -> None:
+        """Load the rows of some splits."""
+        self.data = load_recipe_data(self.recipe, self.specs, splits)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a digest of each task's training rows."""
+        return {name: rows.fingerprint() for name, rows in self.data.split("train").items()}
+
+    def rows_per_task(self) -> dict[str, int]:
+        """Return the number of training rows of each task."""
+        return {name: len(rows) for name, rows in self.data.split("train").items()}
+
+    def prepare(self) -> None:
+        """Build the model to train, its heads fitted to the training labels."""
+        self.prepared = prepare(self.recipe)
+        for name, rows in self.data.split("train").items():
+            head: Any = self.prepared.model.heads[name]
+            head.fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())
+
+    def skeleton(self) -> MultiTaskModel:
+        """Return the model to train without weights, but those of a run that the recipe extends."""
+        return skeleton(self.recipe)
+
+    def trainer(self, arguments: TrainingArguments, callbacks: list[TrainerCallback]) -> MultiTaskTrainer:
+        """Return the trainer of the prepared model on the loaded rows."""
+        return MultiTaskTrainer(
+            self.prepared.model,
+            self.prepared.about,
+            arguments,
+            self.data.split("train"),
+            self.data.split("tune"),
+            self.prepared.about.collator(self.prepared.base.tokenizer),
+            self.recipe.training.mixing,
+            self.recipe.loss_weights(),
+            self.recipe.training.group_by_length,
+            self.recipe.method.options.get(ENCODER_LEARNING_RATE),
+            callbacks=callbacks,
+        )
+
+    def score(self, split: Split, predictions: Path | None = None) -> SplitScores:
+        """Return the scores of a split, and write what was said of each row into a file if one is named."""
+        rows = self.data.split(split)
+        collator = self.prepared.about.collator(self.prepared.base.tokenizer)
+        said = predict_tasks(
+            self.prepared.model, rows, collator, self.recipe.training.eval_batch_size, progress=self.progress
+        )
+        if predictions is not None:
+            write_predictions(predictions, rows, said)
+        return scores_of(rows, said)
+
+    def diagnosed_tasks(self) -> list[int]:
+        """Return the ids of the tasks that were trained: a run that extends another has more of them."""
+        return [self.prepared.model.task_names.index(name) for name in self.specs]
+
+    def save(self, directory: Path) -> None:
+        """Write adapter and heads."""
+        save_model(self.prepared.model, self.prepared.about, directory)
+
+    def load(self, directory: Path) -> None:
+        """Load adapter and heads into the prepared model."""
+        load_weights(self.prepared.model, directory)
+
+    def take(self, model: MultiTaskModel, about: SavedModel, base: BaseModel) -> None:
+        """Take a loaded model for the prepared one; a run that extends another has more tasks than its recipe."""
+        self.prepared = Prepared(model, about, base)
+        self.specs = {name: about.tasks[name] for name in self.specs}

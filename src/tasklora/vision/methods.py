@@ -1,0 +1,171 @@
+"""How a Swin backbone becomes what is trained on dense tasks: MTLoRA, and the methods that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+
+from tasklora.errors import ConfigError, TaskLoraError, did_you_mean, first_line
+from tasklora.tasks import TRAINING_METHODS
+from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.tasks.saved_model import EncoderKind
+from tasklora.tuner import PerTaskLoraConfig
+from tasklora.updates import is_number
+from tasklora.vision.swin.config import SwinMTLoRAConfig
+from tasklora.vision.swin.forward import swin_of
+from tasklora.vision.swin.tuner import SwinMTLoRAModel
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+"""What plain LoRA adapts in a Swin: the layers that MTLoRA adapts."""
+
+
+@dataclass(frozen=True)
+class DenseMethod:
+    """One way to train a backbone on dense tasks; every one has a decoder per task besides.
+
+    Attributes:
+        name: as in recipes and on the command line.
+        title: as in tables.
+        encoder: what is saved of the encoder: an adapter, the tensors that were trained ("full"), or nothing.
+        options: the names of its options.
+        config: (task names, options) → PEFT config; None where there is no adapter.
+        is_trained: name of a parameter of the backbone → whether it is trained; for methods without adapter.
+        scale: the rank and scale that it has where an option does not say.
+    """
+
+    name: str
+    title: str
+    encoder: EncoderKind
+    options: frozenset[str] = frozenset()
+    config: Callable[[list[str], dict[str, Any]], PeftConfig] | None = None
+    is_trained: Callable[[str], bool] = field(default=lambda name: False)
+    scale: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
+        for key in options:
+            if key == "tasks":
+                raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
+            if key not in self.options:
+                valid = f"Its options: {', '.join(sorted(self.options))}." if self.options else "It has none."
+                raise ConfigError(
+                    f"method '{self.name}' has no option '{key}'.{did_you_mean(key, self.options)} {valid}"
+                )
+        rate = options.get(ENCODER_LEARNING_RATE)
+        if rate is not None and (not is_number(rate) or rate <= 0):
+            raise ConfigError(f"method.{ENCODER_LEARNING_RATE} must be a positive number, got {rate!r}.")
+
+    def adapt(self, base: nn.Module, tasks: list[str], options: Mapping[str, Any]) -> nn.Module:
+        """Return the encoder that is trained, made of `base`, which it takes over.
+
+        Args:
+            base: transformers' ``SwinModel``.
+            tasks: task names in the order of their ids.
+            options: the method's options.
+
+        Raises:
+            ConfigError: if an option is unknown or cannot be used on this base.
+        """
+        self.check(options)
+        if self.config is None:
+            swin = swin_of(base)
+            unused = {id(parameter) for parameter in swin.layernorm.parameters()}
+            for name, parameter in base.named_parameters():
+                parameter.requires_grad_(self.is_trained(name) and id(parameter) not in unused)
+            return base
+        try:
+            encoder: nn.Module = get_peft_model(base, self.config(tasks, dict(options)))  # type: ignore[arg-type]
+        except TaskLoraError:
+            raise
+        except (TypeError, ValueError) as error:  # how PEFT says that a value or a target module cannot be used
+            raise ConfigError(f"method '{self.name}' with {dict(options)}: {first_line(error)}") from error
+        return encoder
+
+
+def _mtlora(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
+    return SwinMTLoRAConfig(tasks=tasks, **options)
+
+
+def _lora(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
+    return LoraConfig(**{"target_modules": LINEAR_LAYERS, **options})
+
+
+def _per_task_lora(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
+    return PerTaskLoraConfig(tasks=list(tasks), **{"target_modules": LINEAR_LAYERS, **options})
+
+
+def _option_names(config_cls: Any) -> frozenset[str]:
+    return frozenset(option.name for option in fields(config_cls)) - {"tasks"}
+
+
+def _scale(config_cls: Any, *names: str) -> dict[str, Any]:
+    return {option.name: option.default for option in fields(config_cls) if option.name in names}
+
+
+DENSE_METHODS: dict[str, DenseMethod] = {
+    method.name: method
+    for method in (
+        DenseMethod(
+            "mtlora",
+            "MTLoRA",
+            "adapter",
+            _option_names(SwinMTLoRAConfig) - {"target_modules", "version"},
+            _mtlora,
+            scale=_scale(SwinMTLoRAConfig, "r", "scale", "task_r", "task_scale"),
+        ),
+        DenseMethod(
+            "per_task_lora",
+            "one LoRA per task",
+            "adapter",
+            _option_names(PerTaskLoraConfig),
+            _per_task_lora,
+            scale=_scale(PerTaskLoraConfig, "r", "lora_alpha"),
+        ),
+        DenseMethod(
+            "lora",
+            "one LoRA for all tasks",
+            "adapter",
+            _option_names(LoraConfig),
+            _lora,
+            scale=_scale(LoraConfig, "r", "lora_alpha"),
+        ),
+        DenseMethod(
+            "bitfit",
+            "BitFit",
+            "full",
+            frozenset({ENCODER_LEARNING_RATE}),
+            is_trained=lambda name: name.endswith(".bias"),
+        ),
+        DenseMethod(
+            "full_fine_tuning",
+            "full fine-tuning",
+            "full",
+            frozenset({ENCODER_LEARNING_RATE}),
+            is_trained=lambda name: True,
+        ),
+        DenseMethod("decoders_only", "decoders only", "frozen"),
+    )
+}
+
+
+def dense_method(name: str) -> DenseMethod:
+    """Return a method by name.
+
+    Raises:
+        ConfigError: if there is none; the nearest one is named.
+    """
+    if name in DENSE_METHODS:
+        return DENSE_METHODS[name]
+    hint = did_you_mean(name, DENSE_METHODS)
+    if name in TRAINING_METHODS:
+        hint = f" It is for rows that have one task each; in a dense recipe every image has all.{hint}"
+    raise ConfigError(f"unknown method '{name}' for dense tasks.{hint} Methods: {', '.join(DENSE_METHODS)}.")
+
+
+def is_mtlora(encoder: nn.Module) -> bool:
+    """Return whether an encoder has task streams."""
+    return isinstance(getattr(encoder, "base_model", None), SwinMTLoRAModel)

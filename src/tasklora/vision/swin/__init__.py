@@ -1,0 +1,1 @@
+"""MTLoRA on transformers' Swin."""
