@@ -60,6 +60,9 @@ GOALS = (
     Goal("start_and_files", "seconds per byte, load: 1,000 tasks / 8 tasks", "", at_most=1.0),
     Goal("start_and_files", "seconds per byte, save: 1,000 tasks / 8 tasks", "", at_most=1.0),
     Goal("start_and_files", "peak bytes, export: all tasks / one task", "", at_most=1.01),
+    # 8. Task streams through a vision transformer, with decoders.
+    Goal("streams", "step: loop / streams", "", at_least=1.3),
+    Goal("streams", "peak bytes: streams / loop", "", at_most=0.8),
 )
 
 

@@ -12,6 +12,7 @@ import time
 
 import inference
 import start_and_files
+import streams
 import task_count
 import training_step
 from goals import print_table
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "task_count": task_count.measure,
     "inference": inference.measure,
     "start_and_files": start_and_files.measure,
+    "streams": streams.measure,
 }
 
 

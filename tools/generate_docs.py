@@ -309,6 +309,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_task_count": speed("task_count"),
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),
+    "speed_streams": speed("streams"),
 }
 
 # file in docs/figures → (kept comparison, what draws it)

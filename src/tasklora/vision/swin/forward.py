@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -165,10 +164,17 @@ def linear(layer: nn.Module, update: StreamUpdate | None, x: Tensor) -> Tensor:
 
 def merge(downsample: Any, update: StreamUpdate | None, x: Tensor) -> Tensor:
     """Return patches merged two by two, (M, ⌈H/2⌉, ⌈W/2⌉, 2C), of maps (M, H, W, C)."""
-    height, width = x.shape[1:3]
-    x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    x = torch.cat([x[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1)
+    height, width, channels = x.shape[1:]
+    x = padded(x, height % 2, width % 2)
+    # The four patches side by side, columns before rows: one copy, where slices would be added up again in backward.
+    x = x.view(-1, -(-height // 2), 2, -(-width // 2), 2, channels).permute(0, 1, 3, 4, 2, 5)
+    x = x.reshape(*x.shape[:3], 4 * channels)
     return linear(downsample.reduction, update, downsample.norm(x))
+
+
+def padded(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return maps (M, H, W, C) with rows and columns of zeros added; ``pad`` would copy even where there are none."""
+    return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
 
 
 def _attended(block: Any, shifted: bool, update: StreamUpdate | None, x: Tensor) -> Tensor:
@@ -177,7 +183,7 @@ def _attended(block: Any, shifted: bool, update: StreamUpdate | None, x: Tensor)
     full = attention.relative_position_bias.window_size[0]
     window, shift = window_and_shift(full, shifted, height, width)
     x = block.layernorm_before(x)
-    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    x = padded(x, -height % window, -width % window)
     padded_height, padded_width = x.shape[1:3]
     if shift:
         x = x.roll((-shift, -shift), (1, 2))
@@ -189,7 +195,7 @@ def _attended(block: Any, shifted: bool, update: StreamUpdate | None, x: Tensor)
     x = join(attend(query, key, value, attention, bias), window, padded_height, padded_width)
     if shift:
         x = x.roll((shift, shift), (1, 2))
-    return x[:, :height, :width]
+    return x if (padded_height, padded_width) == (height, width) else x[:, :height, :width]
 
 
 def _query_key_value(attention: Any, update: StreamUpdate | None, x: Tensor) -> list[Tensor]:
