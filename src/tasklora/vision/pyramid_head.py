@@ -12,7 +12,7 @@ where each product runs at its own stage's resolution. Upsampling is linear and 
 matrices, along the width and along the height, the latter for all coarse stages at once.
 
 z has many more channels than u and than y: it is what costs memory. So :class:`_PyramidHead` keeps no z for backward
-but makes it again from u, a few images at a time, small enough to stay in a processor's cache. Its normalisation is
+but makes it again from u, a few images at a time. Its normalisation is
 folded into W and b. :func:`pyramid_head` chooses it where it applies, and else the same formula with torch's own
 modules: under autocast, in half precision, when compiled, and with any other norm (``nn.SyncBatchNorm``).
 
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from tasklora.errors import ConfigError
 
-CHUNK_BYTES = 4 * 2**20
-"""Bytes of z that are worked on at once on a CPU: what its caches hold, whole images and at least one."""
+CHUNK_BYTES = 16 * 2**20
+"""Bytes of z that are worked on at once on a CPU, in whole images and at least one: more would cost memory, and less
+time, as two cores want products of some size."""
 
 
 def upsampling_matrix(source: int, target: int, like: Tensor) -> Tensor:
