@@ -18,7 +18,8 @@ from swin_loop import LoopMTLoRA
 from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 
-from tasklora.vision import DenseModel, DenseTaskSpec, SwinMTLoRAConfig
+from tasklora.vision import DenseModel, DenseTaskSpec, SwinMTLoRAConfig, stage_features
+from tasklora.vision.swin.config import REDUCTION, TRAINED_IN_FULL
 
 SPECS = {
     "semseg": DenseTaskSpec(kind="segmentation", labels=[f"class {i}" for i in range(21)]),
@@ -64,6 +65,15 @@ def networks(sizes: dict[str, object], image: int, r: int, device: str) -> tuple
     return ours.to(device).train(), loop.to(device).train()
 
 
+def backbone(sizes: dict[str, object], image: int) -> SwinModel:
+    """Return the backbone with what MTLoRA trains in full, and without any factors: what every formulation must run."""
+    swin = SwinModel(SwinConfig(**sizes, image_size=image, drop_path_rate=0.0), add_pooling_layer=False)
+    trained = (*TRAINED_IN_FULL, REDUCTION)
+    for name, parameter in swin.named_parameters():
+        parameter.requires_grad_(any(f"{part}." in name for part in trained))
+    return swin.train()
+
+
 def labels_of(images: int, side: int, device: str) -> dict[str, Tensor]:
     """Return random labels of the four tasks."""
     shape = (images, side, side)
@@ -105,7 +115,9 @@ def measure(report: Report) -> None:
         network.train()
     report.time(setting, {name: partial(step, network, x, labels) for name, network in made.items()}, rounds)
     report.ratio(setting, "step", "loop", "streams")
+    without_factors = backbone(sizes, side).to(report.device)
     encoder = {
+        "backbone": lambda: sum(each.maps().square().mean() for each in stage_features(without_factors, x)).backward(),
         "streams encoder": lambda: sum(each.square().mean() for each in made["streams"].features(x)).backward(),
         "loop encoder": lambda: sum(
             stream.square().mean() for _, streams, _, _ in made["loop"].features(x) for stream in streams.values()
@@ -113,6 +125,7 @@ def measure(report: Report) -> None:
     }
     report.time(setting, encoder, rounds)
     report.ratio(setting, "step without decoders", "loop encoder", "streams encoder")
+    report.ratio(setting, "step without decoders", "backbone", "streams encoder")
     for network in made.values():
         network.zero_grad(set_to_none=True)
     peaks = {name: peak_bytes(partial(step, network, x, labels), report.device) for name, network in made.items()}
