@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, SwinConfig, SwinModel
 
 import tasklora
 import tasklora.training
@@ -83,6 +83,20 @@ def test_python_of_the_export_page_runs(namespace: dict, tmp_path: Path) -> None
     (snippet,) = blocks(ROOT / "docs" / "export.md", "python")
     exec(snippet.replace('"rte"', '"sst2"'), namespace)
     assert (tmp_path / "out" / "mix" / "adapter_config.json").is_file()
+
+
+def test_python_of_the_vision_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = SwinConfig(embed_dim=8, depths=[1, 1, 1, 2], num_heads=[1, 1, 2, 2], window_size=4)
+    SwinModel(config, add_pooling_layer=False).save_pretrained("tiny-swin")
+    (snippet,) = blocks(ROOT / "docs" / "vision.md", "python")
+    names: dict = {}
+    exec(snippet.replace("microsoft/swin-tiny-patch4-window7-224", "tiny-swin").replace("224", "64"), names)
+    assert {task: tuple(each.shape) for task, each in names["maps"].items()} == {
+        "semseg": (2, 3, 64, 64),
+        "normals": (2, 3, 64, 64),
+    }
+    assert names["features"][0].tasks.shape == (2, 2, 8, 8, 16)
 
 
 @pytest.mark.parametrize("command", commands())

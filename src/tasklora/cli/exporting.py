@@ -117,45 +117,161 @@ def import_(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A checkpoint of MTL-LoRA's published code; or an adapter's folder.")],
-    to: Annotated[Path | None, typer.Option("--to", help="The adapter's directory; must be new or empty.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A checkpoint of the published code of MTL-LoRA (text) or MTLoRA (dense vision), which is told from "
+            "its content; or, with --to-reference, the folder of an adapter or a dense model."
+        ),
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="Where to; must be new or empty.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="The tasks' names, in the order of their ids, separated by commas.")
+        str | None,
+        typer.Option(help="The tasks' names, in the order of their ids, separated by commas; MTLoRA: the file's."),
     ] = None,
-    alpha: Annotated[float | None, typer.Option(help="lora_alpha of the training script.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Temperature of the training script.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="MTL-LoRA: lora_alpha of the training script.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="MTL-LoRA: temperature of the training script.")] = None,
     base: Annotated[str | None, typer.Option(help="Name or path of the base model.")] = None,
     revision: Annotated[str | None, typer.Option(help="The base model's revision.")] = None,
-    task_type: Annotated[str | None, typer.Option(help="PEFT's task type, e.g. CAUSAL_LM.")] = None,
+    task_type: Annotated[str | None, typer.Option(help="MTL-LoRA: PEFT's task type, e.g. CAUSAL_LM.")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="`commonsense`: what the published script for LLaMA2-7B sets.")
+        str | None, typer.Option(help="MTL-LoRA: `commonsense`, what the published script for LLaMA2-7B sets.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="MTLoRA: what its tasks are, e.g. pascal_context@1.")] = None,
+    scale: Annotated[float | None, typer.Option(help="MTLoRA: the scale, where the file has no settings.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="MTLoRA: matrix, matrixv2 or addition, where the file has no settings.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="MTLoRA: 448, or 480x640 (height x width), where the file has no settings.")
+    ] = None,
+    base_from_checkpoint: Annotated[
+        Path | None, typer.Option(help="MTLoRA, in place of --base: a folder to write the file's own backbone to.")
     ] = None,
     to_reference: Annotated[
-        Path | None, typer.Option(help="The other way: write the adapter's folder as the published code's .pt file.")
+        Path | None, typer.Option(help="The other way: write the folder as the published code's .pt or .pth file.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert checkpoints of MTL-LoRA's published code to adapters, and back."""
-    from tasklora.cli.lists import names_of
-    from tasklora.errors import ConfigError, did_you_mean
+    """Convert checkpoints of the published code of MTL-LoRA and MTLoRA, and back."""
+    from tasklora.errors import ConfigError
 
-    settings = {"--tasks": tasks, "--alpha": alpha, "--temperature": temperature, "--base": base}
-    others = {**settings, "--revision": revision, "--task-type": task_type, "--preset": preset}
+    of_text = {"--alpha": alpha, "--temperature": temperature, "--task-type": task_type, "--preset": preset}
+    of_dense = {
+        "--suite": suite,
+        "--scale": scale,
+        "--mode": mode,
+        "--image-size": image_size,
+        "--base-from-checkpoint": base_from_checkpoint,
+    }
+    of_both = {"--tasks": tasks, "--base": base, "--revision": revision}
     if (to is None) == (to_reference is None):
         raise ConfigError(
-            "say where to: --to DIRECTORY for an adapter, or --to-reference FILE for the published code's."
+            "say where to: --to DIRECTORY for a model of tasklora, or --to-reference FILE for the published code's."
         )
     quiet_libraries()
-    from tasklora.export import PRESETS, convert_reference, write_reference
-
     if to_reference is not None:
-        given = [name for name, value in others.items() if value is not None]
-        if given:
-            raise ConfigError(f"--to-reference takes all it needs from the adapter: leave out {', '.join(given)}.")
-        count = write_reference(source, to_reference, overwrite=overwrite)
-        console.print(f"{count} layers in [bold]{to_reference}[/bold], for the published code", highlight=False)
+        if given := _given({**of_both, **of_text, **of_dense}):
+            raise ConfigError(f"--to-reference takes all it needs from the folder: leave out {', '.join(given)}.")
+        _convert_back(source, to_reference, overwrite)
         return
+    from tasklora.export.checkpoints import MTLORA, kind_of, read_state
+
     assert to is not None
+    if kind_of(read_state(source), source) != MTLORA:
+        if given := _given(of_dense):
+            raise ConfigError(
+                f"{source} holds a checkpoint of MTL-LoRA, the method for text: leave out {', '.join(given)}."
+            )
+        _convert_text(source, to, tasks, base, revision, alpha, temperature, task_type, preset, overwrite)
+        return
+    if given := _given(of_text):
+        raise ConfigError(f"{source} holds a checkpoint of MTLoRA, the vision method: leave out {', '.join(given)}.")
+    from tasklora.cli.lists import names_of
+    from tasklora.export import convert_mtlora
+
+    if suite is None:
+        raise ConfigError(f"{source} does not say what its tasks are: give --suite, e.g. pascal_context@1 or nyud@1.")
+    done = convert_mtlora(
+        source,
+        to,
+        suite=suite,
+        base=base,
+        revision=revision,
+        base_from_checkpoint=base_from_checkpoint,
+        tasks=names_of(tasks) if tasks is not None else None,
+        scale=scale,
+        mode=mode,
+        image_size=_image_size(image_size),
+        overwrite=overwrite,
+    )
+    named = ", ".join(name if name == theirs else f"{name} ({theirs})" for theirs, name in done.tasks.items())
+    plus = "+" if done.config.plus else ""
+    console.print(
+        f"MTLoRA{plus}, r {done.config.r}, task r {done.config.task_r}, scale {done.config.scale}, "
+        f"mode {done.config.mode}: a dense model on {done.base} in [bold]{to}[/bold]",
+        highlight=False,
+    )
+    console.print(f"tasks: {named}", highlight=False)
+    console.print("use it: tasklora predict DIRECTORY image.jpg --out PICTURES", highlight=False)
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    return [name for name, value in options.items() if value is not None]
+
+
+def _image_size(text: str | None) -> int | tuple[int, int] | None:
+    """Return the side, or height and width, of ``448`` or ``480x640``.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    from tasklora.errors import ConfigError
+
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise ConfigError(
+            f"--image-size takes a side in pixels, e.g. 448, or height x width, e.g. 480x640; got '{text}'."
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+def _convert_back(source: Path, file: Path, overwrite: bool) -> None:
+    from tasklora.export import write_mtlora, write_reference
+    from tasklora.vision.saved_model import is_dense
+
+    if is_dense(source):
+        config = write_mtlora(source, file, overwrite=overwrite)
+        console.print(f"the network in [bold]{file}[/bold], for MTLoRA's published code", highlight=False)
+        console.print(
+            f"its settings there: R_PER_TASK {config.task_r}, shared {config.r}; SHARED_SCALE {config.scale}, "
+            f"SCALE_PER_TASK {config.task_scale}; SHARED_MODE {config.mode}; DOWNSAMPLER_ENABLED {config.plus}",
+            highlight=False,
+        )
+        return
+    count = write_reference(source, file, overwrite=overwrite)
+    console.print(f"{count} layers in [bold]{file}[/bold], for the published code", highlight=False)
+
+
+def _convert_text(
+    source: Path,
+    to: Path,
+    tasks: str | None,
+    base: str | None,
+    revision: str | None,
+    alpha: float | None,
+    temperature: float | None,
+    task_type: str | None,
+    preset: str | None,
+    overwrite: bool,
+) -> None:
+    from tasklora.cli.lists import names_of
+    from tasklora.errors import ConfigError, did_you_mean
+    from tasklora.export import PRESETS, convert_reference
+
+    settings = {"--tasks": tasks, "--alpha": alpha, "--temperature": temperature, "--base": base}
     expected_rank = None
     if preset is not None:
         if preset not in PRESETS:

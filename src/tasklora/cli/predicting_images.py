@@ -110,6 +110,8 @@ def _checked_images(files: list[str]) -> list[Path]:
         if not path.is_file():
             raise DataError(f"no image {path}. This run predicts maps of images: give their files.")
         other = by_stem.setdefault(path.stem, path)
+        if other is not path and other == path:
+            raise ConfigError(f"{path} is given twice: name it once.")
         if other is not path:
             raise ConfigError(f"{other} and {path} would both be written as {path.stem}.TASK.png: predict them apart.")
     return list(by_stem.values())

@@ -5,6 +5,7 @@ from tasklora.export.files import read_manifest
 from tasklora.export.importing import ImportedLora, import_lora, read_lora
 from tasklora.export.lora import export_all, export_lora, write_serving_page
 from tasklora.export.merged import export_merged
+from tasklora.export.mtlora_checkpoints import ConvertedDense, convert_mtlora, write_mtlora
 from tasklora.export.reduction import Reduction, truncate
 from tasklora.export.reference import PRESETS, Converted, convert_reference, write_reference
 from tasklora.export.run import export_task, export_task_merged
@@ -13,9 +14,11 @@ from tasklora.export.serving import serving_commands, vllm_rank
 __all__ = [
     "PRESETS",
     "Converted",
+    "ConvertedDense",
     "ImportedLora",
     "Reduction",
     "bank_of_loras",
+    "convert_mtlora",
     "convert_reference",
     "export_all",
     "export_lora",
@@ -28,6 +31,7 @@ __all__ = [
     "serving_commands",
     "truncate",
     "vllm_rank",
+    "write_mtlora",
     "write_reference",
     "write_serving_page",
 ]

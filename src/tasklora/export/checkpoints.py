@@ -1,13 +1,14 @@
 """Reading other codes' checkpoints: tensors only, never a pickled object, and telling what a file holds.
 
 One class is let through by name: ``yacs.config.CfgNode``, the settings that MTLoRA's published code saves beside its
-tensors. An inert dict stands in for it, so nothing of yacs, and no code that a file names, is ever imported or run.
+tensors. An OrderedDict stands in for it, so nothing of yacs, and no code that a file names, is ever imported or run.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,6 @@ _FUSED_PART = re.compile(r".*\.lora_B_[qkv](_w)?")
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
-class _Settings(dict[str, Any]):
-    """What stands in for :data:`SETTINGS_CLASS`: its keys and values, and nothing else that the file says of it."""
-
-    def __setstate__(self, state: object) -> None:
-        """Drop the attributes: they are yacs' own notes."""
-
-
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Return the tensors of a checkpoint, as :func:`read_state` does, and the settings saved beside them, if any.
 
@@ -41,7 +35,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         CheckpointError: as :func:`read_state`.
     """
     data, path = _content(path), Path(path)
-    settings = data.get("config") if isinstance(data, Mapping) else None
+    settings = data.get("config") if isinstance(data, dict) else None
     return _tensors_of(data, path), settings if isinstance(settings, dict) else None
 
 
@@ -74,7 +68,7 @@ def _content(path: str | Path) -> Any:
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([(_Settings, SETTINGS_CLASS)]):
+        with torch.serialization.safe_globals([(OrderedDict, SETTINGS_CLASS)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = first_line(error)

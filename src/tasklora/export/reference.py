@@ -118,8 +118,8 @@ def convert_reference(
     state = read_state(checkpoint)
     if kind_of(state, checkpoint) != MTL_LORA:
         raise CheckpointError(
-            f"{checkpoint} holds a checkpoint of MTLoRA, the vision method (lora_shared_A, lora_tasks_B, …): convert it "
-            "with convert_mtlora, or `tasklora convert CHECKPOINT --to DIR --suite SUITE`."
+            f"{checkpoint} holds a checkpoint of MTLoRA, the vision method (lora_shared_A, lora_tasks_B, …): convert "
+            "it with convert_mtlora, or `tasklora convert CHECKPOINT --to DIR --suite SUITE`."
         )
     layers = _layers(state, checkpoint)
     sizes = _common_sizes(layers, checkpoint)
