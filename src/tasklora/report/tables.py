@@ -69,6 +69,22 @@ def parameter_table(counts: ParameterCounts, title: str) -> Table:
     return table
 
 
+# MTLoRA is no update of single layers but a network of them, so it has no entry in the registry of updates.
+_STREAMS = {
+    "name": "mtlora",
+    "method": "MTLoRA",
+    "config": "vision.SwinMTLoRAConfig",
+    "kind": "streams",
+    "update": "s B A x; in a task's stream s_t B_t A_t x_t",
+    "task ids": False,
+    "plain LoRA per task": False,
+    "mergeable": False,
+    "new task without retraining": False,
+    "checked against": "published code, 1e-10 a layer",
+    "paper": "CVPR 2024",
+}
+
+
 def method_records() -> list[dict[str, Any]]:
     """Return what each method is and can do, read from the registry."""
     records = []
@@ -90,7 +106,7 @@ def method_records() -> list[dict[str, Any]]:
                 "paper": method.paper,
             }
         )
-    return records
+    return [*records, dict(_STREAMS)]
 
 
 def _cell(value: Any) -> str:
@@ -113,7 +129,8 @@ TERMINAL_COLUMNS = {
 def method_table() -> Table:
     """Return the methods as a table for the terminal; ``--markdown`` and ``--json`` have every column."""
     baselines = [f"{m.name} ({m.title})" for name, m in TRAINING_METHODS.items() if name not in METHODS]
-    table = Table(title="methods", title_justify="left", caption="besides, for comparison: " + "; ".join(baselines))
+    caption = "besides, for comparison: " + "; ".join(baselines)
+    table = Table(title="methods", title_justify="left", padding=(0, 1, 0, 0), caption=caption)
     for heading in TERMINAL_COLUMNS.values():
         table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "merge", "export"))
     for record in method_records():

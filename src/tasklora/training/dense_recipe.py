@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -30,6 +30,15 @@ class DenseModelSection(Strict):
     image_size: Positive | tuple[Positive, Positive]
     drop_path: float | None = pydantic.Field(None, ge=0, lt=1)
     decoder: Literal["mtlora", "segformer"] = "mtlora"
+
+    @pydantic.field_validator("image_size", mode="before")
+    @classmethod
+    def _check_image_size(cls, value: Any) -> Any:
+        """Say once what is wrong; a union of types would be explained once for each."""
+        sizes = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+            raise ValueError("image_size is one number of pixels, or [height, width], all positive")
+        return value
 
     @property
     def size(self) -> tuple[int, int]:

@@ -179,7 +179,10 @@ def _data_folder(suite: DenseSuite, data_root: str | Path | None) -> Path | None
         )
     root = Path(data_root)
     if not root.is_dir():
-        raise DataError(f"no data folder {root}. Give the folder that holds suite {suite.reference}'s images.")
+        raise DataError(
+            f"no data folder {root}. Give the folder that holds suite {suite.reference}'s images with tasks.data_root "
+            "or --data-root."
+        )
     return root
 
 
