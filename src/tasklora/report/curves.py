@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from tasklora.report.figures import done
 from tasklora.report.loading import Source
 from tasklora.report.numbers import lower_is_better
-from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, picture, series
+from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, line_of, picture, series
 
 COLUMNS = 4
 
@@ -83,7 +83,7 @@ def _curves(
                 style = series(number)
                 if not marked:
                     style.pop("marker")
-                axes.plot(curve["steps"], curve["values"], **style)
+                axes.plot(curve["steps"], curve["values"], linestyle=line_of(number), **style)
             axes.set_title(label_of(tasks[place]), color=INK)
             if place + columns >= len(tasks):
                 axes.set_xlabel("step")

@@ -112,14 +112,21 @@ def _for_page(svg: str, name: str, title: str) -> str:
 
 
 def series(place: int) -> dict[str, Any]:
-    """Return colour and marker of the series at a place, for ``plot``."""
-    return {"color": SERIES[place % len(SERIES)], "marker": MARKERS[place % len(MARKERS)]}
+    """Return colour and marker of the series at a place, for ``plot``; hollow ones once the colours are used up."""
+    again = place // len(SERIES)
+    marker = MARKERS[(place + 3 * again) % len(MARKERS)]
+    return {"color": SERIES[place % len(SERIES)], "marker": marker, "markerfacecolor": "none" if again else None}
+
+
+def line_of(place: int) -> str:
+    """Return the line of the series at a place; dashed once the colours are used up."""
+    return "--" if place // len(SERIES) else "-"
 
 
 def legend(figure: Figure, titles: Sequence[str], line: bool = True, without: Sequence[str] = ()) -> None:
     """Put the names of the series above the figure, in their order; those in `without` are not drawn in it."""
     handles = [
-        Line2D([], [], linestyle="-" if line else "", label=title, **series(place))
+        Line2D([], [], linestyle=line_of(place) if line else "", label=title, **series(place))
         for place, title in enumerate(titles)
         if title not in without
     ]
@@ -137,5 +144,5 @@ def interval_points(axes: Axes, place: int, y: Sequence[float], estimates: Seque
     """Draw means as points with their intervals as lines, along x."""
     style = series(place)
     lows, highs = ends(estimates)
-    axes.hlines(y, lows, highs, color=style["color"], linewidth=1.6)
+    axes.hlines(y, lows, highs, color=style["color"], linewidth=1.6, linestyle=line_of(place))
     axes.plot([e.mean for e in estimates], y, linestyle="", **style)
