@@ -70,6 +70,12 @@ def test_params_of_a_well_known_base_needs_no_file(cli, dense_project, method): 
     assert json.loads(said.out)["total"] > 27_000_000
 
 
+@pytest.mark.parametrize("size", ["0", "[96, 96, 3]", "[0, 3]", "96.5", "true"])
+def test_an_unusable_image_size_is_explained_once(cli, dense_project, tmp_path, size):  # noqa: F811
+    said = cli("train", dense_project.recipe, "--output", tmp_path / "run", "--set", f"model.image_size={size}")
+    assert_refused(said, "'model.image_size': image_size is one number of pixels, or [height, width], all positive")
+
+
 def test_compare(cli, dense_project, tmp_path):  # noqa: F811
     settings = ["--set", "training.max_steps=1", "--set", "tasks.include=[semseg, normals]"]
     arguments = ["--methods", "mtlora,decoders_only", "--seeds", "0", "--output", tmp_path / "out"]
@@ -136,6 +142,7 @@ def test_predict_replaces_files_only_when_asked_to(cli, dense_run, photo, tmp_pa
         (["photo.png", "torn.png", "--out", "maps"], "image torn.png cannot be read"),
         (["notes.txt", "--out", "maps"], "image notes.txt cannot be read"),
         (["photo.png", "more/photo.png", "--out", "maps"], "would both be written as photo.TASK.png"),
+        (["photo.png", "photo.png", "--out", "maps"], "photo.png is given twice: name it once"),
         (["photo.png", "-t", "dept", "--out", "maps"], "unknown task 'dept'. Did you mean 'depth'?"),
         (["photo.png", "-t", "edges", "--raw", "--out", "maps"], "--raw is for depth and normals; chosen: edges"),
         (["photo.png", "--out", "notes.txt"], "notes.txt is a file, not a folder"),
