@@ -17,6 +17,7 @@ import tasklora.training
 from tasklora.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY_SWIN = SwinConfig(embed_dim=8, depths=[1, 1, 1, 2], num_heads=[1, 1, 2, 2], window_size=4)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -75,6 +76,7 @@ def test_the_readmes_diff_is_short_and_its_script_runs(namespace: dict, tmp_path
 def test_python_in_the_docs_runs(page: str, namespace: dict) -> None:
     snippets = blocks(ROOT / page, "python")
     assert snippets
+    namespace |= {"swin": SwinModel(TINY_SWIN, add_pooling_layer=False), "images": torch.randn(1, 3, 64, 64)}
     for snippet in snippets:
         exec(snippet, namespace)
 
@@ -87,8 +89,7 @@ def test_python_of_the_export_page_runs(namespace: dict, tmp_path: Path) -> None
 
 def test_python_of_the_vision_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = SwinConfig(embed_dim=8, depths=[1, 1, 1, 2], num_heads=[1, 1, 2, 2], window_size=4)
-    SwinModel(config, add_pooling_layer=False).save_pretrained("tiny-swin")
+    SwinModel(TINY_SWIN, add_pooling_layer=False).save_pretrained("tiny-swin")
     (snippet,) = blocks(ROOT / "docs" / "vision.md", "python")
     names: dict = {}
     exec(snippet.replace("microsoft/swin-tiny-patch4-window7-224", "tiny-swin").replace("224", "64"), names)
