@@ -102,6 +102,12 @@ def _option_names(config_cls: Any) -> frozenset[str]:
     return frozenset(option.name for option in fields(config_cls)) - {"tasks"}
 
 
+def _own_options(config_cls: Any) -> frozenset[str]:
+    """Return the options that a config adds to PEFT's own; which layers MTLoRA adapts cannot be chosen."""
+    inherited = {option.name for option in fields(PeftConfig)}
+    return _option_names(config_cls) - inherited - {"target_modules", "version"}
+
+
 def _scale(config_cls: Any, *names: str) -> dict[str, Any]:
     return {option.name: option.default for option in fields(config_cls) if option.name in names}
 
@@ -113,7 +119,7 @@ DENSE_METHODS: dict[str, DenseMethod] = {
             "mtlora",
             "MTLoRA",
             "adapter",
-            _option_names(SwinMTLoRAConfig) - {"target_modules", "version"},
+            _own_options(SwinMTLoRAConfig),
             _mtlora,
             scale=_scale(SwinMTLoRAConfig, "r", "scale", "task_r", "task_scale"),
         ),
