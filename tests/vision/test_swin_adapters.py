@@ -149,7 +149,7 @@ def test_mtl_loras_config_on_a_stream_model_is_refused(config: Any) -> None:
 
 def test_mtlora_on_a_model_with_task_ids_is_refused() -> None:
     model = get_peft_model(tiny_swin(), tasklora.MTLLoraConfig(tasks=TASKS, target_modules=["q_proj"]))
-    with pytest.raises(UnsupportedError, match="adapted by MTLLoraConfig"):
+    with pytest.raises(UnsupportedError, match=r"adapted by a method with task ids \(MTLLoraConfig"):
         get_peft_model(model.base_model.model, SwinMTLoRAConfig(tasks=TASKS))
 
 

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tasklora.errors import ConfigError, UnsupportedError
+from tasklora.tuner import find_context
 from tasklora.tuner.fitting import check_fit
 from tasklora.tuner.peft_types import PREFIX, register_method
 from tasklora.vision.swin.config import SwinMTLoRAConfig
@@ -122,12 +124,31 @@ class SwinMTLoRAModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Replace a stage. PEFT's own would hand on its weight, which a stage has none of."""
+        setattr(parent, child_name, new_module)
+
+    def unload(self) -> nn.Module:
+        """Return the backbone as it was. PEFT's own would leave in it what the adapter trained in full."""
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                owner, _, leaf = name.rpartition(".")
+                setattr(self.model.get_submodule(owner), leaf, module.original_module)
+        backbone: nn.Module = super().unload()
+        return backbone
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model.
 
         Raises:
             ConfigError: if the model is no Swin transformer.
+            UnsupportedError: if an adapter with task ids is in it already.
         """
+        if find_context(model) is not None:
+            raise UnsupportedError(
+                "this model is adapted by a method with task ids (MTLLoraConfig and its kin): its rows choose a task "
+                "each, where MTLoRA sends every image through the streams of all. Adapt a model of its own."
+            )
         if not any(type(module).__name__ == "SwinModel" for module in model.modules()):
             raise ConfigError(
                 f"SwinMTLoRAConfig (MTLoRA) adapts Swin transformers of transformers' SwinModel, got "
