@@ -5,7 +5,7 @@ A recipe names one of :data:`TRAINING_METHODS`. A new method of the family appea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -21,6 +21,20 @@ from tasklora.updates import is_number
 # Pretrained weights bear a far smaller learning rate than heads that begin at random: full fine-tuning at one rate for
 # both would either spoil the encoder or leave the heads untrained.
 ENCODER_LEARNING_RATE = "encoder_learning_rate"
+
+
+def check_options(method: str, valid: Set[str], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
+    for key in options:
+        if key == "tasks":
+            raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
+        if key not in valid:
+            those = f"Its options: {', '.join(sorted(valid))}." if valid else "It has none."
+            raise ConfigError(f"method '{method}' has no option '{key}'.{did_you_mean(key, valid)} {those}")
+    rate = options.get(ENCODER_LEARNING_RATE)
+    if rate is not None and (not is_number(rate) or rate <= 0):
+        raise ConfigError(f"method.{ENCODER_LEARNING_RATE} must be a positive number, got {rate!r}.")
+
 
 Config = Callable[[list[str], dict[str, Any]], PeftConfig]
 
@@ -47,17 +61,7 @@ class TrainingMethod:
 
     def check(self, options: dict[str, Any]) -> None:
         """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
-        for key in options:
-            if key == "tasks":
-                raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
-            if key not in self.options:
-                valid = f"Its options: {', '.join(sorted(self.options))}." if self.options else "It has none."
-                raise ConfigError(
-                    f"method '{self.name}' has no option '{key}'.{did_you_mean(key, self.options)} {valid}"
-                )
-        rate = options.get(ENCODER_LEARNING_RATE)
-        if rate is not None and (not is_number(rate) or rate <= 0):
-            raise ConfigError(f"method.{ENCODER_LEARNING_RATE} must be a positive number, got {rate!r}.")
+        check_options(self.name, self.options, options)
 
     def adapt(self, base: nn.Module, tasks: list[str], options: dict[str, Any]) -> nn.Module:
         """Return the encoder that is trained, made of `base`, which it takes over.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pydantic
 
@@ -93,6 +94,29 @@ class TaskSpec(Strict):
         return len(self.inputs) == 2
 
 
+AnyTask = TypeVar("AnyTask")
+
+
+def selected(tasks: Mapping[str, AnyTask], include: list[str] | None, suite: str) -> dict[str, AnyTask]:
+    """Return the tasks of a suite that are named in `include`, in that order; all for None.
+
+    Raises:
+        ConfigError: on an unknown or repeated task, or if there is none.
+    """
+    if include is None:
+        return dict(tasks)
+    if not include:
+        raise ConfigError(f"tasks.include names no task. Suite {suite} has: {listing(tasks)}.")
+    for name in include:
+        if name not in tasks:
+            raise ConfigError(
+                f"suite {suite} has no task '{name}'.{did_you_mean(name, tasks)} It has: {listing(tasks)}."
+            )
+        if include.count(name) > 1:
+            raise ConfigError(f"task '{name}' is listed twice in tasks.include.")
+    return {name: tasks[name] for name in include}
+
+
 class Suite(Strict):
     """A named, versioned collection of tasks: data only, no model.
 
@@ -120,19 +144,7 @@ class Suite(Strict):
         Raises:
             ConfigError: on an unknown or repeated task, or if there is none.
         """
-        if include is None:
-            return dict(self.tasks)
-        if not include:
-            raise ConfigError(f"tasks.include names no task. Suite {self.reference} has: {listing(self.tasks)}.")
-        for name in include:
-            if name not in self.tasks:
-                raise ConfigError(
-                    f"suite {self.reference} has no task '{name}'.{did_you_mean(name, self.tasks)} "
-                    f"It has: {listing(self.tasks)}."
-                )
-            if include.count(name) > 1:
-                raise ConfigError(f"task '{name}' is listed twice in tasks.include.")
-        return {name: self.tasks[name] for name in include}
+        return selected(self.tasks, include, self.reference)
 
 
 def shipped_suites() -> dict[str, Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -51,6 +51,28 @@ def check_task_names(tasks: Sequence[str | None]) -> list[str | None]:
     return list(tasks)
 
 
+def check_keys(config_cls: Any, given: Mapping[str, Any], newest: int) -> None:
+    """Check what a config is made of, before its dataclass sees it: a file of a newer format may have new keys.
+
+    Raises:
+        CheckpointError: if the format's version is above `newest`.
+        ConfigError: on an unknown key; the nearest valid one is named.
+    """
+    version = given.get("version", newest)
+    if not isinstance(version, int) or version > newest:
+        raise CheckpointError(
+            f"this adapter has format version {version!r}, but this tasklora reads up to {newest}. "
+            "Upgrade tasklora to load it."
+        )
+    valid = [f.name for f in fields(config_cls)]
+    for key in given:
+        if key not in valid:
+            raise ConfigError(
+                f"{config_cls.__name__} has no option '{key}'.{did_you_mean(key, valid)} "
+                f"Its options: {', '.join(valid)}."
+            )
+
+
 @dataclass
 class TaskLoraConfig(PeftConfig, UpdateOptions):
     """What all methods of the family have in common. Use one of its subclasses.
@@ -82,18 +104,7 @@ class TaskLoraConfig(PeftConfig, UpdateOptions):
 
     def __new__(cls, *_args: Any, **kwargs: Any) -> TaskLoraConfig:
         """Refuse unknown keys by name; the dataclass would only say 'unexpected keyword argument'."""
-        version = kwargs.get("version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:  # before its keys, which may be new ones
-            raise CheckpointError(
-                f"this adapter has format version {version!r}, but this tasklora reads up to {FORMAT_VERSION}. "
-                "Upgrade tasklora to load it."
-            )
-        valid = [f.name for f in fields(cls)]
-        for key in kwargs:
-            if key not in valid:
-                raise ConfigError(
-                    f"{cls.__name__} has no option '{key}'.{did_you_mean(key, valid)} Its options: {', '.join(valid)}."
-                )
+        check_keys(cls, kwargs, FORMAT_VERSION)
         config: TaskLoraConfig = super().__new__(cls)
         return config
 

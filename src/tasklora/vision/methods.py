@@ -11,10 +11,9 @@ from torch import nn
 
 from tasklora.errors import ConfigError, TaskLoraError, did_you_mean, first_line
 from tasklora.tasks import TRAINING_METHODS
-from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.tasks.methods import ENCODER_LEARNING_RATE, check_options
 from tasklora.tasks.saved_model import EncoderKind
 from tasklora.tuner import PerTaskLoraConfig
-from tasklora.updates import is_number
 from tasklora.vision.swin.config import SwinMTLoRAConfig
 from tasklora.vision.swin.forward import swin_of
 from tasklora.vision.swin.tuner import SwinMTLoRAModel
@@ -47,17 +46,7 @@ class DenseMethod:
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
-        for key in options:
-            if key == "tasks":
-                raise ConfigError("method.tasks is not to be given: a recipe's tasks are those of its section `tasks`.")
-            if key not in self.options:
-                valid = f"Its options: {', '.join(sorted(self.options))}." if self.options else "It has none."
-                raise ConfigError(
-                    f"method '{self.name}' has no option '{key}'.{did_you_mean(key, self.options)} {valid}"
-                )
-        rate = options.get(ENCODER_LEARNING_RATE)
-        if rate is not None and (not is_number(rate) or rate <= 0):
-            raise ConfigError(f"method.{ENCODER_LEARNING_RATE} must be a positive number, got {rate!r}.")
+        check_options(self.name, self.options, options)
 
     def adapt(self, base: nn.Module, tasks: list[str], options: Mapping[str, Any]) -> nn.Module:
         """Return the encoder that is trained, made of `base`, which it takes over.

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import pydantic
 
-from tasklora.errors import ConfigError, did_you_mean, listing
+from tasklora.errors import did_you_mean
 from tasklora.tasks import Strict
+from tasklora.tasks.spec import selected
 
 DenseKind = Literal["segmentation", "saliency", "edges", "normals", "depth"]
 Layout = Literal["pascal_mt", "nyud_mt", "folders", "scenes"]
@@ -121,16 +122,4 @@ class DenseSuite(Strict):
         Raises:
             ConfigError: on an unknown or repeated task, or if there is none.
         """
-        if include is None:
-            return dict(self.tasks)
-        if not include:
-            raise ConfigError(f"tasks.include names no task. Suite {self.reference} has: {listing(self.tasks)}.")
-        for name in include:
-            if name not in self.tasks:
-                raise ConfigError(
-                    f"suite {self.reference} has no task '{name}'.{did_you_mean(name, self.tasks)} "
-                    f"It has: {listing(self.tasks)}."
-                )
-            if include.count(name) > 1:
-                raise ConfigError(f"task '{name}' is listed twice in tasks.include.")
-        return {name: self.tasks[name] for name in include}
+        return selected(self.tasks, include, self.reference)

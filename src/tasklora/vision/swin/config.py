@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from peft import PeftConfig
 
-from tasklora.errors import CheckpointError, ConfigError, did_you_mean, listing
-from tasklora.tuner.configs import check_task_names
+from tasklora.errors import ConfigError, did_you_mean, listing
+from tasklora.tuner.configs import check_keys, check_task_names
 from tasklora.tuner.peft_types import peft_type_of
 from tasklora.updates import UpdateOptions
 from tasklora.updates.base import check_positive, check_positive_integer
@@ -75,18 +75,7 @@ class SwinMTLoRAConfig(PeftConfig):
 
     def __new__(cls, *_args: Any, **kwargs: Any) -> SwinMTLoRAConfig:
         """Refuse unknown keys by name; the dataclass would only say 'unexpected keyword argument'."""
-        version = kwargs.get("version", FORMAT_VERSION)
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"this adapter has format version {version!r}, but this tasklora reads up to {FORMAT_VERSION}. "
-                "Upgrade tasklora to load it."
-            )
-        valid = [f.name for f in fields(cls)]
-        for key in kwargs:
-            if key not in valid:
-                raise ConfigError(
-                    f"{cls.__name__} has no option '{key}'.{did_you_mean(key, valid)} Its options: {', '.join(valid)}."
-                )
+        check_keys(cls, kwargs, FORMAT_VERSION)
         config: SwinMTLoRAConfig = super().__new__(cls)
         return config
 

@@ -11,7 +11,6 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from tasklora.errors import ConfigError, UnsupportedError
-from tasklora.tuner import find_context
 from tasklora.tuner.fitting import check_fit
 from tasklora.tuner.peft_types import PREFIX, register_method
 from tasklora.vision.swin.config import SwinMTLoRAConfig
@@ -144,6 +143,8 @@ class SwinMTLoRAModel(BaseTuner):
             ConfigError: if the model is no Swin transformer.
             UnsupportedError: if an adapter with task ids is in it already.
         """
+        from tasklora.tuner import find_context  # PEFT's import brings this module in while that one is being made
+
         if find_context(model) is not None:
             raise UnsupportedError(
                 "this model is adapted by a method with task ids (MTLLoraConfig and its kin): its rows choose a task "
