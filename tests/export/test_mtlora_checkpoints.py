@@ -138,7 +138,7 @@ def test_the_models_own_base_is_loaded_and_compared(state, base, tmp_path):
         "tasklora.json",
     ]
     # without the adapter it is the pretrained Swin again, whatever was trained in full
-    with torch.no_grad(), model.without_adapter():
+    with torch.no_grad(), model.encoder.disable_adapter():
         plain = model.features(pixels())
         expected = load_dense_base(base).model
         own = model.encoder.get_base_model().embeddings(pixels())[0]

@@ -8,10 +8,11 @@ tasklora.json                                     tasks, base, pooling; format a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,15 +98,22 @@ def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) 
         about: what it is.
         directory: where; files of the same names in it are replaced.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+    with written_whole(directory) as scratch:
         if about.encoder == "adapter":
             model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
         elif about.encoder == "full":
-            save_module(model.encoder, str(Path(scratch) / ENCODER_FILE), metadata={"format": "pt"})
-        save_file(_contiguous(model.heads.state_dict()), Path(scratch) / HEADS_FILE, metadata={"format": "pt"})
-        (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
+            save_module(model.encoder, str(scratch / ENCODER_FILE), metadata={"format": "pt"})
+        save_file(_contiguous(model.heads.state_dict()), scratch / HEADS_FILE, metadata={"format": "pt"})
+        (scratch / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_whole(directory: str | Path) -> Iterator[Path]:
+    """Yield a scratch folder whose files are moved into `directory` afterwards, ``tasklora.json`` last."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        yield Path(scratch)
         for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == MODEL_FILE, file.name)):
             share_mode(file)
             os.replace(file, directory / file.name)
@@ -118,21 +126,30 @@ def share_mode(file: Path) -> None:
     file.chmod(0o666 & ~mask)
 
 
+def load_adapter_weights(encoder: torch.nn.Module, directory: Path) -> None:
+    """Load the adapter of `directory` into an encoder that has one of the same make.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or of another make.
+    """
+    from peft import set_peft_model_state_dict
+
+    adapter = read_safetensors(directory / ADAPTER_FILE)
+    check_adapter(encoder, adapter, directory)
+    set_peft_model_state_dict(encoder, adapter)
+
+
 def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
     """Load what :func:`save_model` wrote into a model of the same make.
 
     Raises:
         CheckpointError: if a file is missing, damaged, or of another make.
     """
-    from peft import set_peft_model_state_dict
-
     directory = Path(directory)
     heads = read_safetensors(directory / HEADS_FILE)
     kind = read_about(directory).encoder
     if kind == "adapter":
-        adapter = read_safetensors(directory / ADAPTER_FILE)
-        check_adapter(model.encoder, adapter, directory)
-        set_peft_model_state_dict(model.encoder, adapter)
+        load_adapter_weights(model.encoder, directory)
     elif kind == "full":
         _load_all_weights(model.encoder, directory)
     _load_heads(model, heads, directory)

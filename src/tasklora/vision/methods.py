@@ -16,7 +16,6 @@ from tasklora.tasks.saved_model import EncoderKind
 from tasklora.tuner import PerTaskLoraConfig
 from tasklora.vision.swin.config import SwinMTLoRAConfig
 from tasklora.vision.swin.forward import swin_of
-from tasklora.vision.swin.tuner import SwinMTLoRAModel
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 """What plain LoRA adapts in a Swin: the layers that MTLoRA adapts."""
@@ -159,8 +158,3 @@ def dense_method(name: str) -> DenseMethod:
     if name in TRAINING_METHODS:
         hint = f" It is for rows that have one task each; in a dense recipe every image has all.{hint}"
     raise ConfigError(f"unknown method '{name}' for dense tasks.{hint} Methods: {', '.join(DENSE_METHODS)}.")
-
-
-def is_mtlora(encoder: nn.Module) -> bool:
-    """Return whether an encoder has task streams."""
-    return isinstance(getattr(encoder, "base_model", None), SwinMTLoRAModel)

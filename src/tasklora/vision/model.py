@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -75,15 +74,6 @@ class DenseModel(nn.Module):
         """
         outputs: dict[str, Tensor] = self.decoders(self.features(pixel_values), pixel_values.shape[-2:])
         return outputs
-
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute each block's activations in backward."""
-        self.encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-
-    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the encoder is the frozen backbone."""
-        disable = getattr(self.encoder, "disable_adapter", None)
-        return disable() if disable is not None else contextlib.nullcontext()
 
 
 def stage_channels(encoder: nn.Module) -> list[int]:

@@ -9,8 +9,6 @@ tasklora.json                                     tasks, base, image size; forma
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,17 +19,15 @@ from safetensors.torch import save_file
 from tasklora.errors import CheckpointError, UnknownTaskError, did_you_mean, listing
 from tasklora.tasks import Strict, parse
 from tasklora.tasks.saved_model import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
     ENCODER_FILE,
     MODEL_FILE,
     EncoderKind,
-    check_adapter,
     load_adapter,
+    load_adapter_weights,
     read_json,
     read_safetensors,
-    share_mode,
     tensor_differences,
+    written_whole,
 )
 from tasklora.vision.base_model import DenseBase, load_dense_base
 from tasklora.vision.model import DenseModel
@@ -40,8 +36,6 @@ from tasklora.vision.spec import DenseTaskSpec
 DECODERS_FILE = "decoders.safetensors"
 DENSE_FORMAT = "tasklora/dense-model"
 DENSE_FORMAT_VERSION = 1
-
-__all__ = ["ADAPTER_CONFIG_FILE", "DECODERS_FILE", "DENSE_FORMAT", "SavedDenseModel"]
 
 
 class SavedDenseModel(Strict):
@@ -92,18 +86,13 @@ def save_dense_model(model: DenseModel, about: SavedDenseModel, directory: str |
         about: what it is.
         directory: where; files of the same names in it are replaced.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+    with written_whole(directory) as scratch:
         if about.encoder == "adapter":
             model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
         elif about.encoder == "full":
-            _save(_trained(model), Path(scratch) / ENCODER_FILE)
-        _save(model.decoders.state_dict(), Path(scratch) / DECODERS_FILE)
-        (Path(scratch) / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == MODEL_FILE, file.name)):
-            share_mode(file)
-            os.replace(file, directory / file.name)
+            _save(_trained(model), scratch / ENCODER_FILE)
+        _save(model.decoders.state_dict(), scratch / DECODERS_FILE)
+        (scratch / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
 
 
 def load_dense_weights(model: DenseModel, directory: str | Path) -> None:
@@ -112,15 +101,11 @@ def load_dense_weights(model: DenseModel, directory: str | Path) -> None:
     Raises:
         CheckpointError: if a file is missing, damaged, or of another make.
     """
-    from peft import set_peft_model_state_dict
-
     directory = Path(directory)
     decoders = read_safetensors(directory / DECODERS_FILE)
     kind = read_dense_about(directory).encoder
     if kind == "adapter":
-        adapter = read_safetensors(directory / ADAPTER_FILE)
-        check_adapter(model.encoder, adapter, directory)
-        set_peft_model_state_dict(model.encoder, adapter)
+        load_adapter_weights(model.encoder, directory)
     elif kind == "full":
         _load_trained(model, directory)
     _load_decoders(model, decoders, directory)
