@@ -1,11 +1,11 @@
 """Pretrains the small Swin that comes with tasklora, on rendered scenes: ``python tools/pretrain_scenes_swin.py OUT``.
 
-It sees square crops of scenes, and is told of each what is in it, and never where: 21 yes-or-no questions, seven of each,
+It sees square crops of scenes, and is told of each what is in it, and never where: 21 yes-or-no questions, seven each,
 
     is there a solid of this kind?    one of this kind that is painted vividly (salient)?    a surface of this part?
 
-where a thing is there if it takes up 3 % of the crop. They are asked of transformers' ``SwinForImageClassification``
-with binary cross-entropy. OUT becomes a folder with ``config.json`` and ``model.safetensors`` (the encoder alone,
+where a thing is there if it takes up 3 % of the crop. A linear layer on the mean of the last features answers them;
+the loss is binary cross-entropy. OUT becomes a folder with ``config.json``, ``model.safetensors`` (the encoder alone,
 float16) and ``pretraining.json`` (command, commit, seed, versions and the curve). The scenes are none of the suites':
 their seeds begin at 4,000,000,000, behind those of all splits.
 
@@ -15,6 +15,7 @@ About half an hour on two cores with the defaults, which are what the shipped we
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -28,12 +29,14 @@ import torch
 import transformers
 from PIL import Image
 from sklearn.metrics import average_precision_score
-from transformers import EvalPrediction, SwinConfig, SwinForImageClassification, Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import EvalPrediction, SwinConfig, SwinModel, Trainer, TrainingArguments, set_seed
 
 from tasklora.evaluation import source_commit
 from tasklora.vision.augment import collate
 from tasklora.vision.sample import DenseSample
 from tasklora.vision.scenes import PART_CLASSES, SEMSEG_CLASSES, render_scene
+from tasklora.vision.swin.forward import stage_features
 
 SCENE, CROP = 128, 64
 """Pixels of a scene and of what the network sees."""
@@ -56,10 +59,22 @@ def swin_config() -> SwinConfig:
         num_heads=[1, 2, 4, 8],
         window_size=4,
         drop_path_rate=0.05,
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: place for place, label in enumerate(LABELS)},
-        problem_type="multi_label_classification",
     )
+
+
+class Classifier(nn.Module):
+    """A Swin and a linear layer on the mean of its last features; tasklora's own forward takes crops of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swin = SwinModel(swin_config(), add_pooling_layer=False)
+        self.head = nn.Linear(self.swin.num_features, len(LABELS))
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the loss and the answers' logits (N, 21)."""
+        last = stage_features(self.swin, pixel_values)[-1].shared
+        logits = self.head(self.swin.layernorm(last).mean((1, 2)))
+        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
 def contents(semseg: Bytes, saliency: Bytes, parts: Bytes) -> npt.NDArray[np.float32]:
@@ -134,7 +149,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--held-out", type=int, default=2_000)
-    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--epochs", type=float, default=16)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -146,7 +161,7 @@ def main() -> None:
     held_out = Crops(FIRST_SEED + 1_000_000_000, options.held_out, fixed=True)
     rendering = time.perf_counter() - began
     set_seed(options.seed)
-    model = SwinForImageClassification(swin_config())
+    model = Classifier()
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -180,7 +195,7 @@ def main() -> None:
 
 def write(
     options: argparse.Namespace,
-    model: SwinForImageClassification,
+    model: Classifier,
     history: list[dict[str, Any]],
     last: dict[str, float],
     rendering: float,
@@ -188,7 +203,6 @@ def write(
 ) -> None:
     """Write the encoder in float16, and how it was made."""
     encoder = model.swin
-    encoder.pooler = None  # dense tasks read the stages
     encoder.to(torch.float16).save_pretrained(options.output)
     seen = ("step", "loss", "eval_loss", "eval_kinds", "eval_vivid_kinds", "eval_parts")
     about = {
@@ -197,10 +211,12 @@ def write(
         "commit": source_commit(),
         "seed": options.seed,
         "task": "21 binary questions per crop: kinds, vivid kinds and parts that are in it; never where",
+        "questions": LABELS,
         "scenes": options.scenes,
         "held_out": options.held_out,
         "seconds": round(seconds),
         "seconds_of_rendering": round(rendering),
+        "sha256": hashlib.sha256((options.output / "model.safetensors").read_bytes()).hexdigest(),
         "weights": sum(parameter.numel() for parameter in encoder.parameters()),
         "mean_average_precision": {
             name.removeprefix("eval_"): round(last[name], 4)
