@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import features
 import pydantic
 import typer
+from matplotlib.figure import Figure
 
 from tasklora.cli.app import app
 from tasklora.evaluation import ComparisonResults
-from tasklora.report import figures, methods_markdown, numbers
+from tasklora.report import figures, methods_markdown, numbers, sizes
 from tasklora.report.loading import Source
-from tasklora.report.svg import Picture
+from tasklora.report.svg import Picture, legend, picture, series
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
 from tasklora.vision.augment import Augmentation
@@ -34,6 +36,7 @@ from harness import Measurement, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PRETRAINING = ROOT / "src" / "tasklora" / "vision" / "swin_scenes" / "pretraining.json"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 
@@ -146,6 +149,51 @@ def summary(name: str) -> Callable[[], str]:
     return lambda: f"{_methods(kept(name))}\n{_provenance(kept(name))}"
 
 
+def dense_comparison(name: str) -> Callable[[], str]:
+    """Return what writes the tables of a kept comparison on dense tasks, as published ones are laid out."""
+
+    def write() -> str:
+        results = kept(name)
+        return f"{_dense_methods(results)}\n{_trials(results)}{_provenance(results, 'images')}"
+
+    return write
+
+
+def scenes_swin() -> str:
+    """Return what the pretraining of the packaged Swin came to."""
+    about = _pretraining()
+    found, name = about["mean_average_precision"], {"kinds": "its kind, of 7", "vivid": "vivid", "parts": "parts, of 7"}
+    rows = [[said, f"{found[key]:.3f}", f"{found[f'{key}_by_chance']:.3f}"] for key, said in name.items()]
+    return (
+        _table(["question", "average precision, held out", "by frequency alone"], rows)
+        + f"\nThe likeliest kind is right for {about['accuracy_of_kinds']:.1%} of the held-out solids (by chance about "
+        f"a seventh). `{about['command']}` at commit `{about['commit'][:12]}`, {about['seconds'] / 60:.0f} minutes on "
+        "two cores.\n"
+    )
+
+
+def _pretraining() -> dict[str, Any]:
+    about: dict[str, Any] = json.loads(PRETRAINING.read_text(encoding="utf-8"))
+    return about
+
+
+def pretraining_curve() -> Picture:
+    """Return the curves of the packaged Swin's pretraining."""
+    points = [point for point in _pretraining()["curve"] if "eval_loss" in point]
+    lines = {"accuracy": "likeliest kind right", "kinds": "kind", "vivid": "vivid", "parts": "parts"}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, key in enumerate(lines):
+            axes.plot([p["step"] for p in points], [p[key] for p in points], **series(place))
+        axes.set_xlabel("step")
+        axes.set_ylabel("accuracy; average precision of the others")
+        axes.set_ylim(0, 1)
+        legend(figure, list(lines.values()))
+
+    return picture("scenes-swin-curve", "Pretraining", "", points, (7.6, 3.0), draw)
+
+
 def kept(name: str) -> ComparisonResults:
     """Return a kept comparison."""
     return ComparisonResults.read(RESULTS / f"{name}.json")
@@ -180,6 +228,30 @@ def _tasks(results: ComparisonResults) -> str:
     return _table(["task", "metric", "rows", *(method.title for method in results.methods)], rows)
 
 
+def _dense_methods(results: ComparisonResults) -> str:
+    """Return one row per method: every task's metric as it is (not negated), Δm, parameters, time."""
+    metrics = results.metrics.items()
+    arrows = {metric: "↓" if numbers.lower_is_better(metric) else "↑" for _, metric in metrics}
+    rows = []
+    for method in results.methods:
+        found = [numbers.natural(method.tasks.get(task), metric) for task, metric in metrics]
+        rows.append(
+            [
+                method.title + (" (baseline)" if method.name == results.baseline else ""),
+                *(
+                    numbers.estimate(numbers.negated(score) if score and arrow == "↓" else score)
+                    for score, arrow in found
+                ),
+                numbers.percent(method.delta_m),
+                numbers.interval(method.delta_m, 1),
+                f"{method.parameters.trainable:,}" if method.parameters else "–",
+                numbers.milliseconds(numbers.step_milliseconds(method)),
+            ]
+        )
+    header = [f"{task}, {metric} {arrows[metric]}" for task, metric in metrics]
+    return _table(["method", *header, "Δm, %", "95 % interval", "trainable", "step, ms"], rows)
+
+
 def _trials(results: ComparisonResults) -> str:
     if not results.search:
         return ""
@@ -194,20 +266,26 @@ def _trials(results: ComparisonResults) -> str:
     return _table(["method", "setting tried: average on tune (**chosen**)"], rows) + "\n"
 
 
-def _provenance(results: ComparisonResults) -> str:
+def _provenance(results: ComparisonResults, unit: str = "rows") -> str:
     rows = sorted(set(results.training_rows.values()))
     said = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
     seeds = (
         "seed " + str(results.seeds[0]) if len(results.seeds) == 1 else "seeds " + ", ".join(map(str, results.seeds))
     )
+    of_what = "rows a task" if unit == "rows" else unit
     text = (
-        f"{results.suite} on {results.base.rpartition('/')[2]}; {said} training rows a task, {results.steps} steps, "
-        f"{seeds}; mean ± standard deviation over seeds, intervals by bootstrap over seeds and rows."
+        f"{results.suite} on {results.base.rpartition('/')[2]}; {said} training {of_what}, {results.steps} steps, "
+        f"{seeds}; mean ± standard deviation over seeds, intervals by bootstrap over seeds and {unit}."
     )
     if results.guarded:
         text += f" Left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}."
     commits = " and ".join(f"`{(commit or 'unknown')[:12]}`" for commit in results.commits)
     return f"{text} `{results.command}` at commit {commits}.\n"
+
+
+def _of_kept(name: str, draw: Callable[[Source], Picture]) -> Picture:
+    """Return a figure of a kept comparison."""
+    return draw(Source(name, kept(name), {}))
 
 
 def speed(name: str) -> Callable[[], str]:
@@ -303,6 +381,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "glue_methods": summary("glue-comparison"),
     "embedded": comparison("embedded-comparison"),
     "demo": comparison("demo-comparison"),
+    "scenes": dense_comparison("scenes-comparison"),
+    "clothing": dense_comparison("clothing-comparison"),
+    "rgbd": dense_comparison("rgbd-comparison"),
+    "ablations": dense_comparison("ablations-comparison"),
+    "scenes_swin": scenes_swin,
     "speed_training_step": speed("training_step"),
     "speed_profile": speed_profile,
     "speed_summary": speed_summary,
@@ -312,40 +395,45 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_streams": speed("streams"),
 }
 
-# file in docs/figures → (kept comparison, what draws it)
-FIGURES: dict[str, tuple[str, Callable[[Source], Picture]]] = {
-    "glue-differences.svg": ("glue-comparison", figures.differences),
-    "glue-score-and-size.svg": ("glue-comparison", figures.score_and_size),
-    "embedded-differences.svg": ("embedded-comparison", figures.differences),
-}
+# file in docs/figures → (the file it is drawn from, what draws it)
+FIGURES: dict[str, tuple[Path, Callable[[], Picture]]] = {
+    f"{stem}-{name}.svg": (RESULTS / f"{stem}-comparison.json", partial(_of_kept, f"{stem}-comparison", draw))
+    for stem, name, draw in (
+        ("glue", "differences", figures.differences),
+        ("glue", "score-and-size", sizes.score_and_size),
+        ("embedded", "differences", figures.differences),
+        ("scenes", "delta-m-and-size", sizes.delta_m_and_size),
+        ("clothing", "delta-m-and-size", sizes.delta_m_and_size),
+        ("rgbd", "delta-m-and-size", sizes.delta_m_and_size),
+        ("ablations", "delta-m-and-size", sizes.delta_m_and_size),
+    )
+} | {"scenes-swin-curve.svg": (PRETRAINING, pretraining_curve)}
 
 
 def figure(name: str) -> str:
     """Return a figure as a file that follows the reader's light or dark mode; its first line says what it is from."""
-    result, draw = FIGURES[name]
-    results = kept(result)
-    picture = draw(Source(result, results, {}))
+    origin, draw = FIGURES[name]
     css = (resources.files("tasklora.report") / "templates" / "report.css").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{.*?\n *\}", css, re.DOTALL)[:2]
     style = (
         f"<style>{light} @media (prefers-color-scheme: dark) {{ {dark} }} svg {{ background: var(--surface); }}</style>"
     )
-    head, rest = picture.svg.split(">", 1)
-    return f"{_origin(result)}\n{head}>{style}{rest}\n"
+    head, rest = draw().svg.split(">", 1)
+    return f"{_origin(origin)}\n{head}>{style}{rest}\n"
 
 
-def _origin(result: str) -> str:
+def _origin(path: Path) -> str:
     """Return the line that ties a figure to its data. The drawing itself may differ with the version of matplotlib."""
-    digest = hashlib.sha256((RESULTS / f"{result}.json").read_bytes()).hexdigest()[:16]
-    return f"<!-- drawn from benchmarks/results/{result}.json, SHA-256 {digest} -->"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return f"<!-- drawn from {path.relative_to(ROOT).as_posix()}, SHA-256 {digest} -->"
 
 
 def stale_figures(check: bool) -> list[str]:
     """Return the figures that are not drawn from the kept results as they are; draw them unless `check`."""
     stale = []
-    for name, (result, _) in FIGURES.items():
+    for name, (origin, _) in FIGURES.items():
         path = ROOT / "docs" / "figures" / name
-        if path.is_file() and path.read_text(encoding="utf-8").startswith(_origin(result)):
+        if path.is_file() and path.read_text(encoding="utf-8").startswith(_origin(origin)):
             continue
         stale.append(path.relative_to(ROOT).as_posix())
         if not check:

@@ -5,9 +5,10 @@ where: 15 yes-or-no questions,
 
     is it of this kind? (7)    is it painted vividly (salient)? (1)    is a surface of this part to be seen? (7)
 
-A linear layer on the mean of the last features answers them; the loss is binary cross-entropy. OUT becomes a folder with
-``config.json``, ``model.safetensors`` (the encoder, float16) and ``pretraining.json`` (command, commit, seed, versions
-and the curve). The scenes are none of the suites': their seeds begin at 4,000,000,000, behind those of all splits.
+A linear layer on the mean of the last features answers them; the loss is binary cross-entropy. OUT becomes a folder
+with ``config.json``, ``model.safetensors`` (the encoder, float16) and ``pretraining.json`` (command, commit, seed,
+versions and the curve). The scenes are none of the suites': their seeds begin at 4,000,000,000, behind those of all
+splits.
 
 About twenty minutes on two cores with the defaults, which are what the shipped weights were made with.
 """

@@ -24,16 +24,25 @@ def register_with_peft() -> None:
 
 
 class _PeftFinder(importlib.abc.MetaPathFinder):
-    """Waits for ``import peft`` and wraps its loader once."""
+    """Waits for ``import peft`` and wraps its loader.
+
+    It stays until PEFT is imported: others may only ask whether there is a PEFT, as transformers does.
+    """
+
+    def __init__(self) -> None:
+        self._asking = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return PEFT's own spec with a loader that registers afterwards; None for every other module."""
-        if name != "peft":
+        if name != "peft" or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("peft")
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec("peft")
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
             spec.loader = _RegisteringLoader(spec.loader)
         return spec
@@ -51,6 +60,7 @@ class _RegisteringLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Execute PEFT and register the methods with it."""
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _PeftFinder)]
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)

@@ -16,7 +16,7 @@ CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), Non
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})")
 
 OF_A_RUN = {"scores", "loss-curves", "score-curves", "parameters", "up-projection-weights", "task-matrix-change"}
-OF_A_COMPARISON = OF_A_RUN | {"differences", "delta-m", "score-and-size", "search", "training-time"}
+OF_A_COMPARISON = OF_A_RUN | {"differences", "delta-m", "delta-m-and-size", "score-and-size", "search", "training-time"}
 
 
 @pytest.fixture(scope="module")
@@ -121,4 +121,53 @@ def test_a_click_sorts_a_table_and_a_second_one_turns_it_around(browser, compare
 def test_on_a_narrow_screen_nothing_but_tables_and_figures_is_wider_than_the_page(browser, report):
     page, _, _ = opened(browser, report[0], viewport={"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def dense_report(dense_runs, tmp_path_factory) -> Path:
+    """Return a report of six dense methods."""
+    return write_report(list(dense_runs.values()), tmp_path_factory.mktemp("dense_report") / "report.html")
+
+
+OF_MAPS = """() => [...document.querySelectorAll("img.map")].map((map) => ({
+    natural: [map.naturalWidth, map.naturalHeight], drawn: [map.clientWidth, map.clientHeight],
+    rendering: getComputedStyle(map).imageRendering, alt: map.alt,
+}))"""
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_maps_are_drawn_without_smoothing_at_a_whole_factor(browser, dense_report, width, scheme):
+    page, said, asked = opened(browser, dense_report, color_scheme=scheme, viewport={"width": width, "height": 900})
+    assert (said, asked) == ([], [])
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    maps = page.evaluate(OF_MAPS)
+    assert len(maps) == 4 * (1 + 5 + 6 * 2 * 5)
+    factor = 2 if width == 390 else 3
+    for one in maps:
+        assert one["natural"] == [64, 64]
+        assert one["drawn"] == [64 * factor, 64 * factor]
+        assert one["rendering"] == "pixelated"
+        assert one["alt"]
+    assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    page.close()
+
+
+def test_further_methods_unfold_and_columns_stand_below_each_other(browser, dense_report):
+    page, _, _ = opened(browser, dense_report, viewport={"width": 1400, "height": 900})
+    folded = page.locator("#pictures details").first
+    inside = folded.locator("img.map").first
+    assert not inside.is_visible()
+    assert folded.locator("summary").inner_text() == "BitFit, one LoRA per task"
+    folded.locator("summary").click()
+    assert inside.is_visible()
+    first = page.locator("#pictures .wide").first
+    for table in first.locator("table").all():
+        for row in table.locator("tr:has(img)").all():
+            lefts = [box["x"] for picture in row.locator("td img.map").all() if (box := picture.bounding_box())]
+            assert lefts[-5:] == pytest.approx([lefts[-5] + 200 * place for place in range(5)], abs=1)
+    assert page.locator("nav a[href='#pictures']").count() == 1
     page.close()

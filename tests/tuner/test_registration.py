@@ -34,6 +34,8 @@ KNOWN = "from peft.utils.peft_types import PeftType; print(PeftType('MTL_LORA').
         "import peft, tasklora",
         "import tasklora.tuner, peft",  # PEFT's import falls into the middle of that of the tuner
         "import tasklora.vision.swin.tuner, peft",
+        "import tasklora, importlib.util; importlib.util.find_spec('peft'); import peft",  # asked for before, only
+        "import tasklora.training, peft",  # as transformers does
     ],
 )
 def test_either_order_of_imports(imports):

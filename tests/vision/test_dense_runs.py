@@ -281,7 +281,13 @@ def test_activation_checkpointing_changes_nothing(dense_project, whole, tmp_path
 
 @pytest.mark.parametrize(
     ("method", "precision", "tolerance"),
-    [("per_task_lora", "float32", 0.0), ("bitfit", "float32", 0.0), ("lora", "bfloat16", 0.1)],
+    [
+        ("per_task_lora", "float32", 0.0),
+        ("bitfit", "float32", 0.0),
+        ("single_task", "float32", 0.0),
+        ("mtlora_plus", "float32", 0.0),
+        ("lora", "bfloat16", 0.1),
+    ],  # fmt: skip,
 )
 def test_every_kind_of_method_trains_and_loads(dense_project, tmp_path, method, precision, tolerance):  # noqa: F811
     recipe = dense_project.load(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -289,18 +290,34 @@ def methods(
         console.print(method_table())
 
 
+class DemoKind(str, Enum):
+    """The demos."""
+
+    TEXT = "text"
+    VISION = "vision"
+
+
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's directory.")] = Path("runs/demo"),
+    kind: Annotated[DemoKind, typer.Argument(help="Tasks on texts, or several tasks on each image.")] = DemoKind.TEXT,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The comparison's directory; runs/demo or runs/demo-vision by default."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace any run that is there; an earlier demo always is.")
     ] = False,
 ) -> None:
-    """Adapt a real pretrained model to five small tasks in three ways, report, and prove the export; offline."""
+    """Adapt a pretrained model to several tasks in three ways, and report; offline, in minutes."""
     quiet_libraries()
-    from tasklora.demo.run import run_demo
+    if kind is DemoKind.VISION:
+        from tasklora.demo.vision import run_vision_demo
 
-    run_demo(console, output, overwrite)
+        run_vision_demo(console, output or Path("runs/demo-vision"), overwrite)
+    else:
+        from tasklora.demo.run import run_demo
+
+        run_demo(console, output or Path("runs/demo"), overwrite)
 
 
 def quiet_libraries() -> None:

@@ -1,11 +1,13 @@
 """Lists on the command line, separated by commas."""
 
+import re
+
 from tasklora.errors import ConfigError
 
 
 def names_of(text: str) -> list[str]:
-    """Return the names of ``a,b,c``."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """Return the names of ``a,b[x=1,y=2],c``; commas in brackets separate nothing."""
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
 def seeds_of(text: str) -> list[int]:

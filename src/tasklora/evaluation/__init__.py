@@ -40,10 +40,19 @@ from tasklora.evaluation.runner import (
     score_tasks,
     scores_of,
 )
+from tasklora.evaluation.shown_images import (
+    SHOWN_FILE,
+    ShownImage,
+    predict_shown,
+    read_shown_images,
+    shown_places,
+    write_shown_images,
+)
 
 __all__ = [
     "DIAGNOSTICS_FILE",
     "PREDICTIONS_FILE",
+    "SHOWN_FILE",
     "CellResults",
     "ComparisonResults",
     "Diagnostics",
@@ -55,6 +64,7 @@ __all__ = [
     "Scored",
     "ScoredImages",
     "ScoredRows",
+    "ShownImage",
     "SplitScores",
     "TaskScore",
     "TrainingSummary",
@@ -68,16 +78,20 @@ __all__ = [
     "package_versions",
     "peak_memory",
     "predict_rows",
+    "predict_shown",
     "predict_tasks",
     "read_diagnostics",
     "read_predictions",
+    "read_shown_images",
     "score_images",
     "score_tasks",
     "scores_of",
     "scores_of_images",
+    "shown_places",
     "source_commit",
     "write_diagnostics",
     "write_image_statistics",
     "write_predictions",
+    "write_shown_images",
     "write_text_whole",
 ]

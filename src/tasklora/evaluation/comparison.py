@@ -89,6 +89,7 @@ class MethodResults(Strict):
         delta_m: Δm of the mean scores against the baseline's mean scores, in percent; None if no task counts, and for
             the baseline. Its interval is that of the differences, the baseline's scores taken as measured.
         seconds: wall-clock time of training of each run.
+        step_seconds: median time of an optimiser step of each run; empty if one did not take it.
     """
 
     name: str
@@ -104,6 +105,7 @@ class MethodResults(Strict):
     difference: Estimate | None = None
     delta_m: Estimate | None = None
     seconds: list[float] = []
+    step_seconds: list[float] = []
 
 
 class ComparisonResults(Strict):
@@ -230,6 +232,8 @@ def compare_cells(
             summary.runs = runs[method]
             summary.parameters = whole[method][0].results.parameters
             summary.seconds = [cell.results.training.seconds for cell in whole[method]]
+            steps = [cell.results.training.step_seconds for cell in whole[method]]
+            summary.step_seconds = [step for step in steps if step is not None] if None not in steps else []
             summary.tasks = scores.by_task(tasks)
             summary.average = scores.average()
             if method != baseline:

@@ -92,6 +92,7 @@ class TrainingSummary(Strict):
         best_step: step of the checkpoint that was kept.
         best_tune_average: its average on tune.
         seconds: wall-clock time of training, evaluation on tune included, over all resumptions.
+        step_seconds: median wall-clock time of an optimiser step, without loading and scoring; of the last resumption.
         rows_per_task: name → training rows.
         stopped: why it ended.
     """
@@ -101,6 +102,7 @@ class TrainingSummary(Strict):
     best_step: int | None
     best_tune_average: float | None
     seconds: float
+    step_seconds: float | None = None
     rows_per_task: dict[str, int]
     stopped: Literal["finished", "early_stopping"]
 

@@ -81,12 +81,12 @@ def differences(source: Source) -> Picture:
             axes.axvline(0, color=MUTED, linewidth=1)
             _rows_of_points(axes, part, found)
             axes.set_yticks(range(len(part)), [_row_label(results, row) for row in part])
-        baseline = _title(results, results.baseline)
+        baseline = title_of(results, results.baseline)
         axes.set_xlabel(f"score minus that of {baseline}")
         legend(figure, [method.title for method in methods], without=[baseline])
 
     reading = (
-        f"Right of the line is better than {_title(results, results.baseline)}. Seeds and rows are paired, so an "
+        f"Right of the line is better than {title_of(results, results.baseline)}. Seeds and rows are paired, so an "
         "interval that does not touch the line is a difference that resampling them does not explain away."
     )
     data = {
@@ -119,10 +119,10 @@ def delta_m_bars(source: Source) -> Picture:
                 color=INK,
             )
         axes.margins(x=0.12)
-        axes.set_xlabel(f"Δm in percent against {_title(results, results.baseline)}")
+        axes.set_xlabel(f"Δm in percent against {title_of(results, results.baseline)}")
 
     reading = (
-        f"Δm is the mean relative change of the tasks' scores against {_title(results, results.baseline)}; the thin "
+        f"Δm is the mean relative change of the tasks' scores against {title_of(results, results.baseline)}; the thin "
         "line is its 95 % interval."
     )
     if results.guarded:
@@ -132,43 +132,6 @@ def delta_m_bars(source: Source) -> Picture:
         )
     data = {method.title: method.delta_m.model_dump() for method in methods if method.delta_m}
     return picture("delta-m", "Δm", reading, data, (7.6, 0.7 + BAR * len(methods)), draw)
-
-
-def score_and_size(source: Source) -> Picture:
-    """Average score against trainable parameters."""
-    results = source.results
-    methods = [method for method in done(results) if method.average and method.parameters]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.set_xscale("log")
-        for method in methods:
-            assert method.average is not None
-            assert method.parameters is not None
-            style = series(_place(results, method))
-            x = method.parameters.trainable
-            (low,), (high,) = ends([method.average])
-            axes.vlines(x, low, high, color=style["color"], linewidth=1.4)
-            axes.plot([x], [method.average.mean], linestyle="", **style)
-        axes.margins(x=0.12)
-        axes.set_xlabel("trainable parameters, heads included (each step right is ten times as many)")
-        axes.set_ylabel("average score", color=MUTED)
-        legend(figure, [method.title for method in done(results)], line=False)
-
-    data = {
-        method.title: {"trainable": method.parameters.trainable, "average": method.average.model_dump()}
-        for method in methods
-        if method.average and method.parameters
-    }
-    return picture(
-        "score-and-size",
-        "Score against trainable parameters",
-        "Up is better, left is smaller: a method is worth its parameters if no other one stands above and left of it. "
-        "Lines are 95 % intervals.",
-        data,
-        (7.6, 3.6),
-        draw,
-    )
 
 
 def parameters(source: Source) -> Picture:
@@ -315,7 +278,7 @@ def _rows_of_points(axes: Any, rows: Sequence[str], found: Sequence[dict[str, Es
 
 
 def _bars(axes: Any, results: ComparisonResults, methods: Sequence[MethodResults], values: Sequence[float]) -> None:
-    colours = [SERIES[_place(results, method) % len(SERIES)] for method in methods]
+    colours = [SERIES[place_of(results, method) % len(SERIES)] for method in methods]
     axes.barh(range(len(methods)), values, height=0.6, color=colours)
     axes.set_yticks(range(len(methods)), [method.title for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
@@ -323,7 +286,7 @@ def _bars(axes: Any, results: ComparisonResults, methods: Sequence[MethodResults
     axes.tick_params(axis="y", length=0)
 
 
-def _place(results: ComparisonResults, method: MethodResults) -> int:
+def place_of(results: ComparisonResults, method: MethodResults) -> int:
     """Return the place of a method among those drawn, which is its colour in every figure."""
     return done(results).index(method)
 
@@ -345,7 +308,8 @@ def _row_label(results: ComparisonResults, row: str) -> str:
     return f"{row} ({score_label(results.metrics[row])})" if row in results.metrics else row
 
 
-def _title(results: ComparisonResults, method: str) -> str:
+def title_of(results: ComparisonResults, method: str) -> str:
+    """Return the title of a method by its name."""
     return results.method(method).title
 
 

@@ -11,15 +11,18 @@ from typing import Any
 
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean
 from tasklora.evaluation import (
+    SHOWN_FILE,
     CellResults,
     ComparisonResults,
     Diagnostics,
     RunResults,
     Scored,
+    ShownImage,
     Trial,
     compare_cells,
     read_diagnostics,
     read_predictions,
+    read_shown_images,
 )
 from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE
 from tasklora.evaluation.predictions import PREDICTIONS_FILE
@@ -49,6 +52,13 @@ class RunFiles:
     def diagnostics(self) -> Diagnostics:
         """What its updates say of the tasks."""
         return read_diagnostics(self.path / DIAGNOSTICS_FILE)
+
+    @cached_property
+    def shown_images(self) -> list[ShownImage] | None:
+        """A few images with its predictions; None for a run that kept none, as dense runs of an older version."""
+        path = self.path / SHOWN_FILE
+        specs: Any = self.specs
+        return read_shown_images(path, specs) if self.is_dense and path.is_file() else None
 
     @cached_property
     def is_dense(self) -> bool:

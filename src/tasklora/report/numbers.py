@@ -1,8 +1,9 @@
 """Numbers as text, the same in every table and figure."""
 
+import statistics
 from collections.abc import Mapping
 
-from tasklora.evaluation import Estimate, SplitScores
+from tasklora.evaluation import Estimate, MethodResults, SplitScores
 from tasklora.tasks import METRICS
 from tasklora.vision.spec import LOWER_IS_BETTER
 
@@ -41,8 +42,26 @@ def difference(value: Estimate | None) -> str:
 
 
 def percent(value: Estimate | None) -> str:
-    """Return a Δm."""
-    return "–" if value is None else signed(value.mean, 1)
+    """Return a Δm with its standard deviation over seeds, if there are several."""
+    if value is None:
+        return "–"
+    return signed(value.mean, 1) + ("" if value.std is None else f" ± {value.std:.1f}")
+
+
+STEP_NOTE = (
+    "A step is the median time of an optimiser step, of each run and then over the runs. They came one after another, "
+    "so whatever else the machine did is in it: a rough guide."
+)
+
+
+def step_milliseconds(method: MethodResults) -> float | None:
+    """Return the median over a method's runs of the time of an optimiser step; None where it was not taken."""
+    return 1000 * statistics.median(method.step_seconds) if method.step_seconds else None
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time of a step: whole milliseconds, or three digits of a short one."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def sortable(value: Estimate | None) -> float | str:

@@ -14,10 +14,11 @@ import jinja2
 
 from tasklora.errors import OutputError
 from tasklora.evaluation import Estimate, ScoredImages, package_versions, write_text_whole
-from tasklora.report import curves, figures, numbers
+from tasklora.report import curves, figures, numbers, sizes
 from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.images import worst_images
 from tasklora.report.loading import Source, load_source
+from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
 from tasklora.vision.spec import DenseTaskSpec
 
@@ -89,10 +90,15 @@ def write_report(
 def render(source: Source) -> str:
     """Return the page."""
     templates = resources.files("tasklora.report") / "templates"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
     environment.filters["data_link"] = _data_link
-    template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    styles = ["report.css", *(["pictures.css"] if source.is_dense else [])]
+    return environment.get_template("report.html.j2").render(
         title=source.title,
         version=package_versions()["tasklora"],
         source=source,
@@ -100,10 +106,11 @@ def render(source: Source) -> str:
         facts=_facts(source),
         tables=_tables(source),
         pictures=_pictures(source),
+        shown=pictures_of(source),
         failures=[(method.title, method.failures) for method in source.results.methods if method.failures],
         errors=_errors(source),
         errors_of=source.results.method(_shown_method(source)).title,
-        style=(templates / "report.css").read_text(encoding="utf-8"),
+        style="\n".join((templates / style).read_text(encoding="utf-8") for style in styles),
         script=(templates / "report.js").read_text(encoding="utf-8"),
     )
 
@@ -116,7 +123,8 @@ def _data_link(data: Any) -> str:
 def _pictures(source: Source) -> list[Picture]:
     makers: list[Callable[[Source], Picture | None]] = [figures.scores]
     if source.comparison:
-        makers += [figures.differences, figures.delta_m_bars, figures.score_and_size, figures.search]
+        makers += [figures.differences, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
+        makers += [figures.search]
     makers += [curves.loss_curves, curves.score_curves, figures.parameters]
     if source.comparison:
         makers.append(figures.training_time)
@@ -210,9 +218,11 @@ def _methods_table(source: Source) -> PageTable:
     results = source.results
     methods = figures.done(results)
     best = max((method.average.mean for method in methods if method.average), default=None)
+    timed = any(method.step_seconds for method in methods)
     rows = []
     for method in methods:
         assert method.parameters is not None
+        step = numbers.step_milliseconds(method)
         rows.append(
             [
                 Cell(method.title + (" (baseline)" if method.name == results.baseline else ""), method.title),
@@ -221,16 +231,18 @@ def _methods_table(source: Source) -> PageTable:
                 Cell(numbers.difference(method.difference), numbers.sortable(method.difference)),
                 Cell(numbers.percent(method.delta_m), numbers.sortable(method.delta_m)),
                 Cell(f"{method.parameters.trainable:,}", method.parameters.trainable),
+                *([Cell(numbers.milliseconds(step), "" if step is None else step)] if timed else []),
             ]
         )
-    return PageTable(
-        "methods",
-        "Methods",
+    reading = (
         f"Averages over the tasks, mean ± standard deviation over {len(results.seeds)} seed(s), with 95 % bootstrap "
-        f"intervals over seeds and rows; differences are paired with {results.method(results.baseline).title}.",
-        ["method", "average", "95 % interval", "minus baseline", "Δm, %", "trainable parameters"],
-        rows,
+        f"intervals over seeds and rows; differences are paired with {results.method(results.baseline).title}."
     )
+    columns = ["method", "average", "95 % interval", "minus baseline", "Δm, %", "trainable parameters"]
+    if timed:
+        reading += f" {numbers.STEP_NOTE}"
+        columns.append("step, ms")
+    return PageTable("methods", "Methods", reading, columns, rows)
 
 
 def _tasks_table(source: Source) -> PageTable:

@@ -152,7 +152,8 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
     seeds = f"{len(results.seeds)} seed" + ("s" if len(results.seeds) > 1 else "")
     methods = Table(title=f"{results.suite}, {seeds}, against {results.baseline}", title_justify="left")
     methods.add_column("method")
-    for column in ("average", "minus baseline, 95 % interval", "Δm, %", "trainable"):
+    timed = any(method.step_seconds for method in done)
+    for column in ("average", "minus baseline, 95 % interval", "Δm, %", "trainable", *(["step, ms"] if timed else [])):
         methods.add_column(column, justify="right")
     for method in done:
         methods.add_row(
@@ -161,11 +162,14 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
             numbers.difference(method.difference),
             numbers.percent(method.delta_m),
             f"{method.parameters.trainable:,}" if method.parameters else "–",
+            *([numbers.milliseconds(numbers.step_milliseconds(method))] if timed else []),
             style="bold" if method.name == results.main else None,
         )
     notes = []
     if results.guarded:
         notes.append(f"left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}")
+    if timed:
+        notes.append(numbers.STEP_NOTE)
     notes += [f"{method.title} failed: {method.failures[0]}" for method in results.methods if method.failures]
     methods.caption = "\n".join(notes) or None
     return [methods, _task_table(results, done)]

@@ -6,6 +6,8 @@ import contextlib
 import json
 import math
 import signal
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,30 @@ class ProgressBar(TrainerCallback):
         elif self.bar is not None:
             self.progress.remove_task(self.bar)
         self.bar = None
+
+
+class StepClock(TrainerCallback):
+    """Takes the time of every optimiser step: forward, backward and update; not of loading, scoring or saving.
+
+    On an accelerator the clock does not wait for it; over many steps the median is still that of a step, since no more
+    than a few can be queued.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+    def median(self) -> float | None:
+        """Return the median; the first steps, which warm up, move it hardly. None without any step."""
+        return statistics.median(self.seconds) if self.seconds else None
 
 
 class JsonLog(TrainerCallback):

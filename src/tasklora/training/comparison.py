@@ -26,7 +26,7 @@ from tasklora.evaluation import (
 from tasklora.evaluation.results import RECIPE_FILE
 from tasklora.training.callbacks import progress_display
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
-from tasklora.training.contenders import MATCHED_LORA, contender, title_of
+from tasklora.training.contenders import MATCHED_LORA, contender, title_of, variant_of
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import changed
@@ -55,7 +55,7 @@ def compare_methods(
     Args:
         recipe: the recipe; its method is the main one, whose options the others share.
         output: the comparison's directory: new, empty, or a comparison of the same recipe to go on with.
-        methods: names of the methods.
+        methods: names of the methods; ``METHOD[OPTION=VALUE,…]`` for a variant of one.
         seeds: seeds.
         search: grids; see :func:`tasklora.training.search.parse_grid`.
         baseline: the method that others are measured against: "lora" if it is among them, else the first one.
@@ -119,6 +119,11 @@ def _plan(
     trials = {method: trials_of(method, grids) for method in methods}
     if any(settings.keys() & {"method.r", "method.lora_alpha"} for settings in trials.get(MATCHED_LORA, [])):
         raise ConfigError(f"the rank of '{MATCHED_LORA}' follows from the recipe's parameters and is not searched.")
+    for method in methods:
+        own = {f"method.{key}" for key in variant_of(method)}
+        searched = sorted(own.intersection(*(settings.keys() for settings in trials[method])))
+        if searched:
+            raise ConfigError(f"'{method}' has a fixed value of {searched[0]}, which cannot be searched too.")
     check_same_effort(trials)
     for method, made in contenders.items():
         for settings in trials[method]:

@@ -33,7 +33,7 @@ class Plan(Strict):
 
     Attributes:
         recipe: the recipe, whose method is the main one.
-        methods: names: those of recipes of the shape, and for text ``lora_matched``.
+        methods: names: those of recipes of the shape and their variants, and for text ``lora_matched``.
         seeds: seeds; trials of a search run with the first one.
         search: the grids, as given.
         baseline: the method that the others are measured against.
@@ -152,7 +152,7 @@ class ComparisonDirectory:
         recipe = changed(recipe, {**settings, "training.seed": seed})
         content = json.dumps(_without_place(recipe), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        path = self.path / f"{method}-{digest}" / f"seed-{seed}"
+        path = self.path / f"{recipe.method.name}-{digest}" / f"seed-{seed}"
         recipe.output.directory = str(path)
         return Cell(method, settings, recipe, RunDirectory(path))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import TRAINING_METHODS, training_method
@@ -14,6 +17,8 @@ from tasklora.training.workloads import count_recipe_parameters
 from tasklora.vision.methods import DENSE_METHODS
 
 MATCHED_LORA = "lora_matched"
+VARIANT = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
+"""``METHOD[option=value,option=value]``"""
 
 METHODS_OF: dict[str, Mapping[str, Any]] = {"text": TRAINING_METHODS, "dense": DENSE_METHODS}
 """Shape of a recipe → its methods."""
@@ -24,8 +29,36 @@ def known_contenders(shape: str = "text") -> list[str]:
     return [*METHODS_OF[shape], *([MATCHED_LORA] if shape == "text" else [])]
 
 
+def method_of(contender: str) -> str:
+    """Return the method of a contender: of ``mtlora[task_r=8]`` it is ``mtlora``."""
+    return contender.partition("[")[0].strip()
+
+
+def variant_of(contender: str) -> dict[str, str]:
+    """Return the options that a contender's brackets give its method, as they are written.
+
+    Raises:
+        ConfigError: if they cannot be read.
+    """
+    if "[" not in contender and "]" not in contender:
+        return {}
+    found = VARIANT.fullmatch(contender)
+    parts = [part.partition("=") for part in found[2].split(",")] if found else []
+    options = {key.strip(): value.strip() for key, _, value in parts}
+    if not parts or len(options) < len(parts) or not all(key and value for key, value in options.items()):
+        raise ConfigError(
+            f"'{contender}' is no variant of a method; write METHOD[OPTION=VALUE,…], e.g. "
+            "mtlora[task_r=8,mode=addition]."
+        )
+    return options
+
+
 def title_of(method: str, shape: str = "text") -> str:
     """Return a contender's name as in tables."""
+    options = variant_of(method)
+    if options:
+        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        return f"{title_of(method_of(method), shape)}, {said}"
     return "LoRA, parameters matched" if method == MATCHED_LORA else str(METHODS_OF[shape][method].title)
 
 
@@ -34,10 +67,17 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
 
     The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
     method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
+    ``METHOD[OPTION=VALUE,…]`` is a method with some options of its own: what an ablation compares.
 
     Raises:
-        ConfigError: on an unknown method, or if there is no rank to match.
+        ConfigError: on an unknown method or option, or if there is no rank to match.
     """
+    options = variant_of(method)
+    if options:
+        if method_of(method) == MATCHED_LORA:
+            raise ConfigError(f"'{MATCHED_LORA}' takes its options from the recipe; it has no variants.")
+        settings = {f"method.{key}": yaml.safe_load(value) for key, value in options.items()}
+        return changed(contender(recipe, method_of(method)), settings)
     names = known_contenders(recipe.shape)
     if method == MATCHED_LORA and method not in names:
         raise ConfigError(

@@ -9,7 +9,15 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from tasklora.evaluation import SplitScores, score_images, scores_of_images, write_image_statistics
+from tasklora.evaluation import (
+    SHOWN_FILE,
+    SplitScores,
+    predict_shown,
+    score_images,
+    scores_of_images,
+    write_image_statistics,
+    write_shown_images,
+)
 from tasklora.tasks import Split
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.dense_data import VariedImages
@@ -120,18 +128,23 @@ class DenseWorkload(Workload):
         )
 
     def score(self, split: Split, predictions: Path | None = None) -> SplitScores:
-        """Return the scores of a split, and write each image's statistics into a file if one is named."""
-        section = self.recipe.training
+        """Return the scores of a split.
+
+        If a file is named, each image's statistics are written into it, and a few images' maps beside it.
+        """
+        section, rows = self.recipe.training, self.data.split(split)
+        model, size = self.prepared.model, self.prepared.about.image_size
         images = score_images(
-            self.prepared.model,
-            self.data.split(split),
-            self.prepared.about.image_size,
+            model,
+            rows,
+            size,
             section.eval_batch_size,
             section.workers,
             self.progress,
         )
         if predictions is not None:
             write_image_statistics(predictions, images)
+            write_shown_images(predictions.with_name(SHOWN_FILE), predict_shown(model, rows, size))
         return scores_of_images(self.specs, images)
 
     def diagnosed_tasks(self) -> None:

@@ -1,7 +1,7 @@
 """The directory of a run.
 
 RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
-      predictions.jsonl  diagnostics.json
+      predictions.jsonl  shown_images.npz (of dense runs)  diagnostics.json
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from tasklora.evaluation import (
     write_text_whole,
 )
 from tasklora.training.base_trainer import TasksTrainer
-from tasklora.training.callbacks import JsonLog, ProgressBar, StopOnInterrupt
+from tasklora.training.callbacks import JsonLog, ProgressBar, StepClock, StopOnInterrupt
 from tasklora.training.dense_recipe import DenseRecipe, DenseTrainingSection
 from tasklora.training.dense_workload import DensePrepared
 from tasklora.training.directory import RunDirectory
@@ -116,10 +116,10 @@ def train_recipe(
 
     if recipe.training.gradient_checkpointing:
         work.checkpoint_activations()
-    interrupt, bar = StopOnInterrupt(), ProgressBar(console, progress)
+    interrupt, bar, clock = StopOnInterrupt(), ProgressBar(console, progress), StepClock()
     trainer = work.trainer(
         training_arguments(recipe, run),
-        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt],
+        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt, clock],
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
@@ -165,6 +165,7 @@ def train_recipe(
             best_step=trainer.state.best_global_step,
             best_tune_average=trainer.state.best_metric,
             seconds=seconds,
+            step_seconds=clock.median(),
             rows_per_task=work.rows_per_task(),
             stopped="finished" if trainer.state.global_step >= trainer.state.max_steps else "early_stopping",
         ),

@@ -70,20 +70,21 @@ def parse_grid(text: str, methods: Sequence[str], recipe: type[Recipe] | type[De
     Raises:
         ConfigError: naming an unknown key or method, or a grid without values.
     """
-    head, equals, tail = text.partition("=")
-    method, colon, key = head.rpartition(":")
+    method = next((name for name in methods if text.startswith(f"{name}:")), None)  # a variant's name has a "=" in it
+    head, equals, tail = (text.removeprefix(f"{method}:") if method else text).partition("=")
+    unknown, colon, key = head.rpartition(":")
     parts = tail.split(",")
     if not equals or not all(part.strip() for part in parts):
         raise ConfigError(f"'{text}' is no search; write KEY=VALUE,VALUE,…, e.g. lr=3e-4,1e-3,3e-3.")
     values = tuple(_value(part) for part in parts)
-    if colon and method not in methods:
+    if colon:
         raise ConfigError(
-            f"the search '{text}' is for '{method}', which is not compared.{did_you_mean(method, methods)} "
+            f"the search '{text}' is for '{unknown}', which is not compared.{did_you_mean(unknown, methods)} "
             f"Compared: {', '.join(methods)}."
         )
     if len(set(values)) < len(values):
         raise ConfigError(f"the search '{text}' names a value twice.")
-    return Grid(_full_key(key, text, recipe), values, method if colon else None)
+    return Grid(_full_key(key, text, recipe), values, method)
 
 
 def trials_of(method: str, grids: Sequence[Grid]) -> list[Settings]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ KNOWN_SWINS: dict[str, dict[str, Any]] = {
     for suffix in ("", "-in22k")
 }
 
+SCENES_SWIN = "tasklora/swin-scenes"
+"""The small Swin that comes with tasklora, pretrained on rendered scenes to say what is in them: for trying things
+without a network. Its folder says how it was made."""
+
+
+def _source(name: str) -> str:
+    """Return where a backbone is loaded from: the hub's name or the folder given, or that of the one in the package."""
+    return str(resources.files("tasklora.vision") / "swin_scenes") if name == SCENES_SWIN else name
+
 
 @dataclass(frozen=True)
 class DenseBase:
@@ -55,7 +65,7 @@ def load_dense_base(
     """Load a Swin backbone.
 
     Args:
-        name: public name on the hub, or a folder.
+        name: public name on the hub, a folder, or :data:`SCENES_SWIN`.
         revision: commit or tag on the hub.
         dtype: a key of :data:`tasklora.tasks.base_model.DTYPES`.
         drop_path: largest rate of stochastic depth, rising linearly over the blocks; None keeps the checkpoint's.
@@ -69,14 +79,15 @@ def load_dense_base(
 
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
-    where = {} if Path(name).is_dir() else {"revision": revision}
+    source = _source(name)
+    where = {} if Path(source).is_dir() else {"revision": revision}
     try:
-        config = AutoConfig.from_pretrained(name, **where)
+        config = AutoConfig.from_pretrained(source, **where)
         _check_swin(name, config)
         if drop_path is not None:
             config.drop_path_rate = drop_path
         model = SwinModel.from_pretrained(
-            name, config=config, dtype=DTYPES[dtype], use_safetensors=True, add_pooling_layer=False, **where
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True, add_pooling_layer=False, **where
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
@@ -101,9 +112,10 @@ def load_dense_skeleton(name: str, revision: str | None = None, drop_path: float
     if name in KNOWN_SWINS and not Path(name).is_dir():
         config: Any = SwinConfig(**KNOWN_SWINS[name])
     else:
-        where = {} if Path(name).is_dir() else {"revision": revision}
+        source = _source(name)
+        where = {} if Path(source).is_dir() else {"revision": revision}
         try:
-            config = AutoConfig.from_pretrained(name, **where)
+            config = AutoConfig.from_pretrained(source, **where)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
         _check_swin(name, config)

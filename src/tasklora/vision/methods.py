@@ -12,8 +12,8 @@ from torch import nn
 from tasklora.errors import ConfigError, TaskLoraError, did_you_mean, first_line
 from tasklora.tasks import TRAINING_METHODS
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE, check_options
-from tasklora.tasks.saved_model import EncoderKind
 from tasklora.tuner import PerTaskLoraConfig
+from tasklora.vision.separate import DenseEncoderKind, SeparateEncoders
 from tasklora.vision.swin.config import SwinMTLoRAConfig
 from tasklora.vision.swin.forward import swin_of
 
@@ -28,7 +28,7 @@ class DenseMethod:
     Attributes:
         name: as in recipes and on the command line.
         title: as in tables.
-        encoder: what is saved of the encoder: an adapter, the tensors that were trained ("full"), or nothing.
+        encoder: what is saved of the encoder; see :data:`tasklora.vision.separate.DenseEncoderKind`.
         options: the names of its options.
         config: (task names, options) → PEFT config; None where there is no adapter.
         is_trained: name of a parameter of the backbone → whether it is trained; for methods without adapter.
@@ -37,7 +37,7 @@ class DenseMethod:
 
     name: str
     title: str
-    encoder: EncoderKind
+    encoder: DenseEncoderKind
     options: frozenset[str] = frozenset()
     config: Callable[[list[str], dict[str, Any]], PeftConfig] | None = None
     is_trained: Callable[[str], bool] = field(default=lambda name: False)
@@ -60,11 +60,10 @@ class DenseMethod:
         """
         self.check(options)
         if self.config is None:
-            swin = swin_of(base)
-            unused = {id(parameter) for parameter in swin.layernorm.parameters()}
+            unused = {id(parameter) for parameter in swin_of(base).layernorm.parameters()}
             for name, parameter in base.named_parameters():
                 parameter.requires_grad_(self.is_trained(name) and id(parameter) not in unused)
-            return base
+            return SeparateEncoders(base, len(tasks)) if self.encoder == "separate" else base
         try:
             encoder: nn.Module = get_peft_model(base, self.config(tasks, dict(options)))  # type: ignore[arg-type]
         except TaskLoraError:
@@ -76,6 +75,10 @@ class DenseMethod:
 
 def _mtlora(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
     return SwinMTLoRAConfig(tasks=tasks, **options)
+
+
+def _mtlora_plus(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
+    return SwinMTLoRAConfig(tasks=tasks, plus=True, **options)
 
 
 def _lora(tasks: list[str], options: dict[str, Any]) -> PeftConfig:
@@ -112,6 +115,14 @@ DENSE_METHODS: dict[str, DenseMethod] = {
             scale=_scale(SwinMTLoRAConfig, "r", "scale", "task_r", "task_scale"),
         ),
         DenseMethod(
+            "mtlora_plus",
+            "MTLoRA+",
+            "adapter",
+            _own_options(SwinMTLoRAConfig) - {"plus"},
+            _mtlora_plus,
+            scale=_scale(SwinMTLoRAConfig, "r", "scale", "task_r", "task_scale"),
+        ),
+        DenseMethod(
             "per_task_lora",
             "one LoRA per task",
             "adapter",
@@ -138,6 +149,13 @@ DENSE_METHODS: dict[str, DenseMethod] = {
             "full_fine_tuning",
             "full fine-tuning",
             "full",
+            frozenset({ENCODER_LEARNING_RATE}),
+            is_trained=lambda name: True,
+        ),
+        DenseMethod(
+            "single_task",
+            "full fine-tuning, one task each",
+            "separate",
             frozenset({ENCODER_LEARNING_RATE}),
             is_trained=lambda name: True,
         ),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tasklora.errors import ConfigError, did_you_mean, listing
 from tasklora.tuner import find_context, use_tasks
 from tasklora.vision.decoders import DECODERS
+from tasklora.vision.separate import SeparateEncoders
 from tasklora.vision.spec import DenseTaskSpec
 from tasklora.vision.swin.forward import stage_features, swin_of
 
@@ -18,10 +19,11 @@ class DenseModel(nn.Module):
     """Every image has all tasks: one forward gives a map of each.
 
     How the encoder sees the tasks is its own affair: with streams (MTLoRA) an image goes through once; with an adapter
-    that chooses by task ids (one LoRA per task) once for each task; otherwise once, and all decoders read the same.
+    that chooses by task ids (one LoRA per task) once for each task; with separate backbones once through each;
+    otherwise once, and all decoders read the same.
 
     Args:
-        encoder: a ``SwinModel``, adapted or not.
+        encoder: a ``SwinModel``, adapted or not, or :class:`~tasklora.vision.separate.SeparateEncoders`.
         specs: task name → task, in the order of the task ids.
         decoder: a key of :data:`tasklora.vision.decoders.DECODERS`.
 
@@ -58,6 +60,9 @@ class DenseModel(nn.Module):
         Args:
             pixel_values: (N, 3, height, width).
         """
+        if isinstance(self.encoder, SeparateEncoders):
+            of_tasks = [[stage.maps() for stage in stage_features(one, pixel_values)] for one in self.encoder]
+            return [torch.cat(stage) for stage in zip(*of_tasks, strict=True)]
         if not self._has_task_ids:
             return [stage.maps() for stage in stage_features(self.encoder, pixel_values)]
         count, images = len(self.specs), pixel_values.shape[0]

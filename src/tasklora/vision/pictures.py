@@ -39,6 +39,21 @@ ERROR_SCALES: dict[str, tuple[float, float, str]] = {
 RIGHT, WRONG = BACKGROUND, (230, 60, 50)
 
 
+class Swatch(NamedTuple):
+    """A colour of a legend and what it means; no colour is the hatch."""
+
+    colour: tuple[int, ...] | None
+    name: str
+
+
+class Scale(NamedTuple):
+    """A legend's scale of colours: the values of its first and its last one, what they are, matplotlib's name."""
+
+    limits: Range
+    unit: str
+    colours: str
+
+
 class Panel(NamedTuple):
     """A picture of a sheet and the line above it."""
 
@@ -68,7 +83,9 @@ def palette() -> Bytes:
     return np.array(chosen, np.uint8)
 
 
-def label_picture(spec: DenseTaskSpec, array: NDArray[Any], depth_range: Range | None = None) -> Image.Image:
+def label_picture(
+    spec: DenseTaskSpec, array: NDArray[Any], depth_range: Range | None = None, *, predicted: bool = False
+) -> Image.Image:
     """Return a label or a prediction as a picture of the same size.
 
     Args:
@@ -77,19 +94,20 @@ def label_picture(spec: DenseTaskSpec, array: NDArray[Any], depth_range: Range |
             vectors or metres. Classes have their colour, probabilities are grey levels, normals are (n + 1) / 2 as RGB.
         depth_range: metres of the first and the last colour, which depth needs (:func:`depth_range_of`): what is beyond
             has the last one.
+        predicted: whether it is a prediction, in which nothing is ignored: a depth of 0 is one there.
 
     Raises:
         ConfigError: if depth has no range, or another kind has one.
         DataError: if the array's shape or values are not those of the kind.
     """
-    _check_map(spec, array)
+    check_map(spec, array)
     if (spec.kind == "depth") != (depth_range is not None):
         raise ConfigError(
             "a picture of depth needs depth_range=(nearest, furthest) in metres; `depth_range_of(label)` gives one."
             if spec.kind == "depth"
             else f"depth_range is for depth, not for {spec.kind}."
         )
-    ignored = _ignored(spec, array)
+    ignored = np.zeros(array.shape[-2:], bool) if predicted else ignored_pixels(spec, array)
     if spec.kind == "segmentation":
         pixels = palette()[array.astype(np.intp)]
     elif spec.kind == "normals":
@@ -109,11 +127,11 @@ def error_map(spec: DenseTaskSpec, prediction: NDArray[Any], label: NDArray[Any]
     Raises:
         DataError: if the two differ in shape, or one is not of the kind.
     """
-    _check_map(spec, prediction)
-    _check_map(spec, label)
+    check_map(spec, prediction)
+    check_map(spec, label)
     if prediction.shape != label.shape:
         raise DataError(f"prediction and label differ in shape: {prediction.shape} and {label.shape}.")
-    ignored = _ignored(spec, label)
+    ignored = ignored_pixels(spec, label)
     p, y = prediction.astype(float), label.astype(float)
     if spec.kind == "segmentation":
         error = (prediction != label).astype(float)
@@ -158,8 +176,8 @@ def depth_range_of(*arrays: NDArray[Any]) -> Range:
     return float(values.min()), float(values.max())
 
 
-def legend(spec: DenseTaskSpec, depth_range: Range | None = None) -> Image.Image:
-    """Return what the colours of :func:`label_picture` mean.
+def meaning(spec: DenseTaskSpec, depth_range: Range | None = None) -> list[Swatch] | Scale:
+    """Return what the colours of :func:`label_picture` mean: single colours, or a scale.
 
     Raises:
         ConfigError: if depth has no range, or another kind has one.
@@ -167,22 +185,43 @@ def legend(spec: DenseTaskSpec, depth_range: Range | None = None) -> Image.Image
     if (spec.kind == "depth") != (depth_range is not None):
         raise ConfigError("the legend of depth, and of no other kind, needs depth_range=(nearest, furthest) in metres.")
     if spec.labels:
-        entries = [(tuple(int(v) for v in palette()[i]), name) for i, name in enumerate(spec.labels)]
-        return _swatches([*entries, (None, "ignored")])
+        classes = zip(palette().tolist(), spec.labels, strict=False)
+        return [*(Swatch(tuple(colour), name) for colour, name in classes), Swatch(None, "ignored")]
     if depth_range is not None:
-        return scale_bar(depth_range, "metres", DEPTH_COLOURS)
+        return Scale(depth_range, "metres", DEPTH_COLOURS)
     if spec.kind == "normals":
         ends = [((255, 128, 128), "right"), ((0, 128, 128), "left"), ((128, 255, 128), "up"), ((128, 0, 128), "down")]
-        return _swatches([*ends, ((128, 128, 255), "to the viewer"), (None, "ignored")])
-    return scale_bar((0.0, 1.0), "probability", "gray")
+        return [Swatch(*end) for end in [*ends, ((128, 128, 255), "to the viewer"), (None, "ignored")]]
+    return Scale((0.0, 1.0), "probability", "gray")
+
+
+def error_meaning(spec: DenseTaskSpec) -> list[Swatch] | Scale:
+    """Return what the colours of :func:`error_picture` mean, as :func:`meaning`."""
+    if spec.kind == "segmentation":
+        return [Swatch(RIGHT, "right"), Swatch(WRONG, "wrong"), Swatch(None, "ignored")]
+    low, high, unit = ERROR_SCALES[spec.kind]
+    return Scale((low, high), unit, ERROR_COLOURS)
+
+
+def legend(spec: DenseTaskSpec, depth_range: Range | None = None) -> Image.Image:
+    """Return :func:`meaning` as a picture."""
+    return _drawn(meaning(spec, depth_range))
 
 
 def error_legend(spec: DenseTaskSpec) -> Image.Image:
-    """Return what the colours of :func:`error_picture` mean."""
-    if spec.kind == "segmentation":
-        return _swatches([(RIGHT, "right"), (WRONG, "wrong"), (None, "ignored")])
-    low, high, unit = ERROR_SCALES[spec.kind]
-    return scale_bar((low, high), unit, ERROR_COLOURS)
+    """Return :func:`error_meaning` as a picture."""
+    return _drawn(error_meaning(spec))
+
+
+def _drawn(found: list[Swatch] | Scale) -> Image.Image:
+    return scale_bar(*found) if isinstance(found, Scale) else _swatches(found)
+
+
+def ramp(colours: str, width: int = 256) -> Image.Image:
+    """Return the colours of a scale, by matplotlib's name, from the first to the last, one pixel high."""
+    from PIL import Image
+
+    return Image.fromarray(_coloured(np.linspace(0, 1, width)[None], (0.0, 1.0), colours))
 
 
 def scale_bar(limits: Range, unit: str, colours: str, width: int = 220) -> Image.Image:
@@ -197,8 +236,7 @@ def scale_bar(limits: Range, unit: str, colours: str, width: int = 220) -> Image
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (width, 34), "white")
-    ramp = np.linspace(limits[0], limits[1], width - 16)[None, :].repeat(12, 0)
-    image.paste(Image.fromarray(_coloured(ramp, limits, colours)), (8, 4))
+    image.paste(ramp(colours, width - 16).resize((width - 16, 12), Image.Resampling.NEAREST), (8, 4))
     draw, font = ImageDraw.Draw(image), _font(11)
     low, high = limits
     draw.text((8, 18), f"{low:.3g}", "black", font)
@@ -255,7 +293,8 @@ def sheet(rows: Sequence[Sequence[Panel]], title: str = "", gap: int = 8) -> Ima
     return result
 
 
-def _check_map(spec: DenseTaskSpec, array: NDArray[Any]) -> None:
+def check_map(spec: DenseTaskSpec, array: NDArray[Any]) -> None:
+    """Raise DataError if an array is no label or prediction of the task: another shape, unknown classes, NaN."""
     shaped = array.ndim == 3 and array.shape[0] == 3 if spec.kind == "normals" else array.ndim == 2
     if not shaped or 0 in array.shape:
         expected = "(3, H, W)" if spec.kind == "normals" else "(H, W)"
@@ -273,7 +312,8 @@ def _check_map(spec: DenseTaskSpec, array: NDArray[Any]) -> None:
         raise DataError(f"a map of {spec.kind} holds NaN or infinite values.")
 
 
-def _ignored(spec: DenseTaskSpec, array: NDArray[Any]) -> NDArray[np.bool_]:
+def ignored_pixels(spec: DenseTaskSpec, array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return (H, W) which pixels of a label are ignored."""
     ignored = array == (NO_DEPTH if spec.kind == "depth" else IGNORED)
     return np.asarray(ignored.any(0) if spec.kind == "normals" else ignored)
 
@@ -303,7 +343,7 @@ def _hatch(height: int, width: int) -> Bytes:
     return np.where(dark[..., None], np.array(HATCH[0], np.uint8), np.array(HATCH[1], np.uint8))
 
 
-def _swatches(entries: Sequence[tuple[tuple[int, ...] | None, str]], per_column: int = 12) -> Image.Image:
+def _swatches(entries: Sequence[Swatch], per_column: int = 12) -> Image.Image:
     """A square of colour and a name each; None is the hatch."""
     from PIL import Image, ImageDraw
 

@@ -21,7 +21,6 @@ from tasklora.tasks import Strict, parse
 from tasklora.tasks.saved_model import (
     ENCODER_FILE,
     MODEL_FILE,
-    EncoderKind,
     load_adapter,
     load_adapter_weights,
     read_json,
@@ -31,18 +30,21 @@ from tasklora.tasks.saved_model import (
 )
 from tasklora.vision.base_model import DenseBase, load_dense_base
 from tasklora.vision.model import DenseModel
+from tasklora.vision.separate import DenseEncoderKind, SeparateEncoders
 from tasklora.vision.spec import DenseTaskSpec
 
 DECODERS_FILE = "decoders.safetensors"
 DENSE_FORMAT = "tasklora/dense-model"
 DENSE_FORMAT_VERSION = 1
+WHOLE_TENSORS = ("full", "separate")
+"""Kinds of encoder whose trained tensors are saved as they are, without an adapter."""
 
 
 class SavedDenseModel(Strict):
     """Content of a dense model's ``tasklora.json``: all that is needed to rebuild it around its weights.
 
     Attributes:
-        encoder: what was trained of the encoder: an adapter on it, tensors of its own ("full"), or nothing ("frozen").
+        encoder: what was trained of the encoder; see :data:`tasklora.vision.separate.DenseEncoderKind`.
         base: public name or path of the backbone.
         fingerprint: digest of the backbone's weights; see :func:`tasklora.tasks.base_model.fingerprint`.
         image_size: height and width that it was trained at, in pixels.
@@ -51,7 +53,7 @@ class SavedDenseModel(Strict):
 
     format: Literal["tasklora/dense-model"] = "tasklora/dense-model"
     version: int = DENSE_FORMAT_VERSION
-    encoder: EncoderKind = "adapter"
+    encoder: DenseEncoderKind = "adapter"
     base: str
     revision: str | None = None
     dtype: str = "float32"
@@ -89,7 +91,7 @@ def save_dense_model(model: DenseModel, about: SavedDenseModel, directory: str |
     with written_whole(directory) as scratch:
         if about.encoder == "adapter":
             model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
-        elif about.encoder == "full":
+        elif about.encoder in WHOLE_TENSORS:
             _save(_trained(model), scratch / ENCODER_FILE)
         _save(model.decoders.state_dict(), scratch / DECODERS_FILE)
         (scratch / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
@@ -106,7 +108,7 @@ def load_dense_weights(model: DenseModel, directory: str | Path) -> None:
     kind = read_dense_about(directory).encoder
     if kind == "adapter":
         load_adapter_weights(model.encoder, directory)
-    elif kind == "full":
+    elif kind in WHOLE_TENSORS:
         _load_trained(model, directory)
     _load_decoders(model, decoders, directory)
 
@@ -137,9 +139,13 @@ def load_dense_model(
             f"has fingerprint {base.fingerprint}: another model, or other weights. Give it its own backbone."
         )
     decoders = read_safetensors(directory / DECODERS_FILE)
-    encoder = load_adapter(base.model, base.name, directory) if about.encoder == "adapter" else base.model
+    encoder = base.model
+    if about.encoder == "adapter":
+        encoder = load_adapter(base.model, base.name, directory)
+    elif about.encoder == "separate":
+        encoder = SeparateEncoders(base.model, len(about.tasks))
     model = about.model_around(encoder)
-    if about.encoder == "full":
+    if about.encoder in WHOLE_TENSORS:
         _load_trained(model, directory)
     _load_decoders(model, decoders, directory)
     return model.to(device).eval(), about, base

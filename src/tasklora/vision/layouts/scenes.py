@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -52,6 +52,41 @@ class SceneSource(Strict):
     label: Label
 
 
+class _Memory:
+    """Rendered scenes, kept for whoever asks again: every run of a comparison sees the same ones.
+
+    The first ones are kept. Who goes through all of them time and again would find nothing of what came last.
+
+    Args:
+        limit: bytes to keep at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.room = limit
+        self.scenes: dict[tuple[Any, ...], DenseSample] = {}
+
+    def scene(self, seed: int, size: tuple[int, int], wanted: tuple[Label, ...]) -> DenseSample:
+        """Return a scene with some of its labels; its arrays cannot be written to."""
+        from tasklora.vision.scenes import render_scene
+
+        key = (seed, size, wanted)
+        if key in self.scenes:
+            return self.scenes[key]
+        whole = render_scene(seed, size)
+        scene = DenseSample(whole.name, whole.image, {label: whole.labels[label] for label in wanted})
+        arrays = [scene.image, *scene.labels.values()]
+        for array in arrays:
+            array.flags.writeable = False
+        needed = sum(array.nbytes for array in arrays)
+        if needed <= self.room:
+            self.room -= needed
+            self.scenes[key] = scene
+        return scene
+
+
+_memory = _Memory(2 * 2**30)
+
+
 class Scenes(Layout):
     """Scenes of :mod:`tasklora.vision.scenes`: image i of a split is always the same one."""
 
@@ -81,10 +116,9 @@ class Scenes(Layout):
 
     def read(self, name: str) -> DenseSample:
         """Render a scene and return the labels of the wanted tasks."""
-        from tasklora.vision.scenes import render_scene
-
         split, _, number = name.rpartition("-")
-        scene = render_scene(_FIRST_SEED[split] + int(number), self.options.size)  # type: ignore[index]
+        wanted = tuple(sorted(set(self.label_of.values())))
+        scene = _memory.scene(_FIRST_SEED[split] + int(number), self.options.size, wanted)  # type: ignore[index]
         return DenseSample(name, scene.image, {task: scene.labels[label] for task, label in self.label_of.items()})
 
     def identity(self, name: str) -> str:
