@@ -93,7 +93,11 @@ results-embedded: $(STAMP)
 # Dense tasks, with the small Swin of the package: what docs/results.md shows of them. data/clothing_parsing and data/rgbd
 # are laid out as docs/dense-data.md says. About an hour in all on two cores.
 DENSE_METHODS = single_task,full_fine_tuning,decoders_only,bitfit,lora,per_task_lora,mtlora,mtlora_plus
-DENSE_SEARCH = --search lr=1e-3,3e-3 --search full_fine_tuning:lr=3e-4,1e-3 --search single_task:lr=3e-4,1e-3
+DENSE_SEARCH = --search lr=1e-3,3e-3 --search decoders_only:lr=3e-3,1e-2 --search bitfit:lr=3e-3,1e-2 \
+	--search full_fine_tuning:lr=3e-4,1e-3 --search single_task:lr=3e-4,1e-3
+# no search of their own: what the search on scenes chose
+DENSE_CHOSEN = --search lr=3e-3 --search full_fine_tuning:lr=1e-3 --search single_task:lr=1e-3
+VARIANTS = mtlora,mtlora[task_r=0],mtlora[task_r=2],mtlora[task_r=32],mtlora[r=4],mtlora[r=64],mtlora[mode=matrixv2],mtlora[mode=addition],mtlora[all_blocks=true]
 
 results-scenes: $(STAMP)
 	$(BIN)/tasklora compare recipes/vision/scenes-small.yaml --output runs/scenes-comparison \
@@ -101,15 +105,15 @@ results-scenes: $(STAMP)
 
 results-clothing: $(STAMP)
 	$(BIN)/tasklora compare recipes/vision/clothing-small.yaml --output runs/clothing-comparison \
-		--methods $(DENSE_METHODS) --baseline single_task --seeds 0,1,2 $(DENSE_SEARCH)
+		--methods $(DENSE_METHODS) --baseline single_task --seeds 0,1,2 $(DENSE_CHOSEN)
 
 results-rgbd: $(STAMP)
 	$(BIN)/tasklora compare recipes/vision/rgbd-small.yaml --output runs/rgbd-comparison \
-		--methods $(DENSE_METHODS) --baseline single_task --seeds 0,1,2 $(DENSE_SEARCH)
+		--methods $(DENSE_METHODS) --baseline single_task --seeds 0,1,2 $(DENSE_CHOSEN)
 
 results-ablations: $(STAMP)
-	$(BIN)/tasklora compare recipes/vision/scenes-small.yaml --output runs/ablations --baseline mtlora --seeds 0,1,2 \
-		--methods "mtlora,mtlora[task_r=2],mtlora[task_r=32],mtlora[task_r=0],mtlora[r=4],mtlora[r=64],mtlora[mode=matrixv2],mtlora[mode=addition],mtlora[all_blocks=true]"
+	$(BIN)/tasklora compare recipes/vision/scenes-small.yaml --output runs/ablations-comparison \
+		--methods "$(VARIANTS)" --baseline mtlora --seeds 0,1,2
 
 install: $(STAMP)
 

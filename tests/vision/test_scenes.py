@@ -7,7 +7,14 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from tasklora.errors import ConfigError
-from tasklora.vision.scenes import DEPTH_RANGE, PART_CLASSES, SEMSEG_CLASSES, render_scene, scene_contents
+from tasklora.vision.scenes import (
+    DEPTH_RANGE,
+    LAYOUT_CLASSES,
+    PART_CLASSES,
+    SEMSEG_CLASSES,
+    render_scene,
+    scene_contents,
+)
 from tasklora.vision.scenes.layout import MAX_SOLIDS, Solid, draw_scene
 from tasklora.vision.scenes.render import FLOOR, label, look
 from tasklora.vision.scenes.solids import (
@@ -23,7 +30,7 @@ from tasklora.vision.scenes.solids import (
     surface,
 )
 
-TASKS = ["semseg", "parts", "saliency", "normals", "edges", "depth"]
+TASKS = ["layout", "semseg", "parts", "saliency", "normals", "edges", "depth"]
 SHAPES = [
     Shape(SPHERE, 0.5),
     Shape(BOX, 0.3, 0.5, 0.2),
@@ -151,7 +158,7 @@ def test_odd_and_oblong_sizes(size):
     assert sample.image.dtype == np.uint8
     assert {task: array.shape for task, array in sample.labels.items()} == shapes
     types = {task: array.dtype for task, array in sample.labels.items()}
-    assert types == {task: np.uint8 if task in ("semseg", "parts") else np.float32 for task in TASKS}
+    assert types == {task: np.uint8 if task in ("layout", "semseg", "parts") else np.float32 for task in TASKS}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -210,6 +217,9 @@ def test_labels_agree_with_each_other(seed):
     assert facing.max() < 0.02, "a visible surface faces the viewer"
     solid = labels.semseg > 0
     np.testing.assert_array_equal(labels.parts > 0, solid)
+    assert labels.layout.max() < len(LAYOUT_CLASSES)
+    np.testing.assert_array_equal(labels.layout == LAYOUT_CLASSES.index("solid"), solid)
+    np.testing.assert_array_equal(labels.layout == LAYOUT_CLASSES.index("floor"), ~solid & (view.face == FLOOR))
     assert set(np.unique(labels.saliency)) <= {0, 1}
     assert not labels.saliency[~solid].any()
     for index, one in enumerate(scene.solids):

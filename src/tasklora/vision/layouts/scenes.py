@@ -14,8 +14,9 @@ from tasklora.vision.layouts.base import Layout
 from tasklora.vision.sample import DenseSample
 from tasklora.vision.spec import DenseKind, DenseSuite, DenseTaskSpec
 
-Label = Literal["semseg", "parts", "saliency", "normals", "edges", "depth"]
+Label = Literal["layout", "semseg", "parts", "saliency", "normals", "edges", "depth"]
 _KINDS: dict[Label, DenseKind] = {
+    "layout": "segmentation",
     "semseg": "segmentation",
     "parts": "segmentation",
     "saliency": "saliency",
@@ -127,13 +128,12 @@ class Scenes(Layout):
 
 
 def _check_task(task: str, spec: DenseTaskSpec, label: Label) -> None:
-    from tasklora.vision.scenes import PART_CLASSES, SEMSEG_CLASSES
+    from tasklora.vision.scenes import LAYOUT_CLASSES, PART_CLASSES, SEMSEG_CLASSES
 
+    classes: dict[Label, list[str]] = {"layout": LAYOUT_CLASSES, "semseg": SEMSEG_CLASSES, "parts": PART_CLASSES}
     if spec.kind != _KINDS[label]:
         raise ConfigError(
             f"task '{task}' is of kind {spec.kind}, but its source holds {_KINDS[label]}. Mend the suite."
         )
-    if label in ("semseg", "parts"):
-        expected = list(SEMSEG_CLASSES if label == "semseg" else PART_CLASSES)
-        if spec.labels != expected:
-            raise ConfigError(f"task '{task}': labels of scenes' {label} are {expected}, got {spec.labels}.")
+    if label in classes and spec.labels != classes[label]:
+        raise ConfigError(f"task '{task}': labels of scenes' {label} are {classes[label]}, got {spec.labels}.")

@@ -1,8 +1,9 @@
-"""Rendered scenes: solids in a room, lit, textured, hiding each other, with exact labels for six dense tasks.
+"""Rendered scenes: solids in a room, lit, textured, hiding each other, with exact labels for seven dense tasks.
 
 =========  ==============================================================================================
 task       label
 =========  ==============================================================================================
+layout     wall, floor or solid (:data:`LAYOUT_CLASSES`): far easier to learn than the kinds of solids
 semseg     the kind of solid (:data:`SEMSEG_CLASSES`); walls and floor are background
 parts      the part of the solid (:data:`PART_CLASSES`)
 saliency   1 on the subjects: the solids painted in vivid colours (saturation of 0.75 or more); the others
@@ -26,14 +27,14 @@ import numpy as np
 from tasklora.errors import ConfigError
 from tasklora.vision.sample import DenseSample
 from tasklora.vision.scenes.layout import DEPTH_RANGE, draw_scene, scene_contents
-from tasklora.vision.scenes.render import label, look, shade
+from tasklora.vision.scenes.render import LAYOUT_CLASSES, label, look, shade
 from tasklora.vision.scenes.solids import PART_CLASSES, SEMSEG_CLASSES
 
-__all__ = ["DEPTH_RANGE", "PART_CLASSES", "SEMSEG_CLASSES", "render_scene", "scene_contents"]
+__all__ = ["DEPTH_RANGE", "LAYOUT_CLASSES", "PART_CLASSES", "SEMSEG_CLASSES", "render_scene", "scene_contents"]
 
 
 def render_scene(seed: int, size: tuple[int, int]) -> DenseSample:
-    """Return the picture of a scene and its labels for the six tasks.
+    """Return the picture of a scene and its labels for the seven tasks.
 
     Args:
         seed: 0 or more; the scene depends on nothing else. The grain of the picture depends on the size as well.

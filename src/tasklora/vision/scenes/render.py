@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 
 FLOOR = 2
 """Faces of the room: −x, +x, floor, ceiling, −z, +z."""
+LAYOUT_CLASSES = ["wall", "floor", "solid"]
+"""What a room is made of, and what stands in it; the index is the class id. The ceiling, seldom seen, is a wall."""
 FACES = 8  # of one solid, at most
 
 
@@ -43,6 +45,7 @@ class View(NamedTuple):
 class Labels(NamedTuple):
     """Labels per pixel; `surfaces` (H, W) tells faces of solids and of the room from each other."""
 
+    layout: Array
     semseg: Array
     parts: Array
     saliency: Array
@@ -174,6 +177,7 @@ def label(scene: Scene, view: View) -> tuple[Labels, _Pixels]:
     surfaces = view.owner.astype(np.int16) * FACES + view.face
     edges = _edges(surfaces, points.reshape(3, *size), rings[view.owner])
     labels = Labels(
+        layout=np.where(view.owner > 0, np.uint8(2), view.face == FLOOR).astype(np.uint8),
         semseg=kinds[view.owner],
         parts=parts.reshape(size),
         saliency=salient[view.owner],
