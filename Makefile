@@ -113,7 +113,7 @@ results-rgbd: $(STAMP)
 
 results-ablations: $(STAMP)
 	$(BIN)/tasklora compare recipes/vision/scenes-small.yaml --output runs/ablations-comparison \
-		--methods "$(VARIANTS)" --baseline mtlora --seeds 0,1,2
+		--methods "$(VARIANTS)" --baseline mtlora --seeds 0,1,2 --set model.image_size=64
 
 install: $(STAMP)
 

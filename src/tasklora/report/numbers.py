@@ -27,9 +27,9 @@ def estimate(value: Estimate | None) -> str:
     return number(value.mean) + ("" if value.std is None else f" ± {value.std:.3f}")
 
 
-def interval(value: Estimate | None) -> str:
+def interval(value: Estimate | None, digits: int = 3) -> str:
     """Return the interval of a score."""
-    return "–" if value is None or value.low is None else f"{number(value.low)} to {number(value.high)}"
+    return "–" if value is None or value.low is None else f"{number(value.low, digits)} to {number(value.high, digits)}"
 
 
 def difference(value: Estimate | None) -> str:
@@ -62,6 +62,14 @@ def step_milliseconds(method: MethodResults) -> float | None:
 def milliseconds(value: float | None) -> str:
     """Return a time of a step: whole milliseconds, or three digits of a short one."""
     return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def natural(value: Estimate | None, metric: str) -> Estimate | None:
+    """Return a score as the metric's own value: scores are negated where lower is better, metrics are not."""
+    if value is None or not lower_is_better(metric):
+        return value
+    low, high = (None if end is None else -end for end in (value.high, value.low))
+    return Estimate(mean=-value.mean, std=value.std, low=low, high=high, seeds=[-seed for seed in value.seeds])
 
 
 def sortable(value: Estimate | None) -> float | str:

@@ -279,9 +279,7 @@ def _metrics_table(source: Source) -> PageTable:
     for task, score in split.tasks.items():
         for metric, value in score.metrics.items():
             primary = metric == score.primary
-            estimate = method.tasks.get(task) if primary else None
-            if estimate is not None and numbers.lower_is_better(metric):  # scores are negated, the metrics here are not
-                estimate = _negated(estimate)
+            estimate = numbers.natural(method.tasks.get(task), metric) if primary else None
             rows.append(
                 [
                     Cell(task, task),
@@ -311,11 +309,6 @@ def _metrics_table(source: Source) -> PageTable:
 
 def _unit(source: Source) -> str:
     return "images" if source.is_dense else "rows"
-
-
-def _negated(value: Estimate) -> Estimate:
-    low, high = (None if end is None else -end for end in (value.high, value.low))
-    return Estimate(mean=-value.mean, std=value.std, low=low, high=high, seeds=[-seed for seed in value.seeds])
 
 
 def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:

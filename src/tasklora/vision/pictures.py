@@ -36,7 +36,8 @@ ERROR_SCALES: dict[str, tuple[float, float, str]] = {
     "depth": (0.0, 0.5, "relative error"),
 }
 """Range and unit of error pictures; what is beyond has the last colour. Segmentation has right and wrong only."""
-RIGHT, WRONG = BACKGROUND, (230, 60, 50)
+RIGHT, WRONG = (0, 0, 4), (252, 253, 191)
+"""The ends of the colours of errors, so that bright is wrong for every task."""
 
 
 class Swatch(NamedTuple):
@@ -148,7 +149,7 @@ def error_map(spec: DenseTaskSpec, prediction: NDArray[Any], label: NDArray[Any]
 
 
 def error_picture(spec: DenseTaskSpec, prediction: NDArray[Any], label: NDArray[Any]) -> Image.Image:
-    """Return where and how far the prediction is off: red or dark for classes, else on :data:`ERROR_SCALES`.
+    """Return where and how far the prediction is off: bright or dark for classes, else on :data:`ERROR_SCALES`.
 
     Raises:
         DataError: as :func:`error_map`.
