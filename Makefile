@@ -94,9 +94,11 @@ results-embedded: $(STAMP)
 # are laid out as docs/dense-data.md says. About an hour in all on two cores.
 DENSE_METHODS = single_task,full_fine_tuning,decoders_only,bitfit,lora,per_task_lora,mtlora,mtlora_plus
 DENSE_SEARCH = --search lr=1e-3,3e-3 --search decoders_only:lr=3e-3,1e-2 --search bitfit:lr=3e-3,1e-2 \
-	--search full_fine_tuning:lr=3e-4,1e-3 --search single_task:lr=3e-4,1e-3
+	--search full_fine_tuning:lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=3e-4,1e-3 \
+	--search single_task:lr=3e-3 --search single_task:method.encoder_learning_rate=3e-4,1e-3
 # no search of their own: what the search on scenes chose
-DENSE_CHOSEN = --search lr=3e-3 --search full_fine_tuning:lr=1e-3 --search single_task:lr=1e-3
+DENSE_CHOSEN = --search lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=1e-3 \
+	--search single_task:method.encoder_learning_rate=1e-3
 VARIANTS = mtlora,mtlora[task_r=0],mtlora[task_r=2],mtlora[task_r=32],mtlora[r=4],mtlora[r=64],mtlora[mode=matrixv2],mtlora[mode=addition],mtlora[all_blocks=true]
 
 results-scenes: $(STAMP)
@@ -113,7 +115,8 @@ results-rgbd: $(STAMP)
 
 results-ablations: $(STAMP)
 	$(BIN)/tasklora compare recipes/vision/scenes-small.yaml --output runs/ablations-comparison \
-		--methods "$(VARIANTS)" --baseline mtlora --seeds 0,1,2 --set model.image_size=64
+		--methods "$(VARIANTS)" --baseline mtlora --seeds 0,1,2 \
+		--set model.image_size=64 --set training.max_steps=200 --set training.evaluate_every=100
 
 install: $(STAMP)
 
