@@ -1,6 +1,6 @@
-"""Draws docs/figures/demo-vision.png from a finished demo: ``python tools/demo_picture.py runs/demo-vision``.
+"""Draws docs/figures/scenes-maps.png of a comparison: ``python tools/scenes_picture.py runs/scenes-comparison``.
 
-Two of the images that its report shows: the labels, and what each method says.
+Two of the images that its report shows, which no result chose: the labels, and what three methods say (first seed).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from tasklora.vision.pictures import Panel, depth_range_of, label_picture, sheet
 from tasklora.vision.saved_model import read_dense_about
 
 IMAGES = (1, 2)
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "figures" / "demo-vision.png"
+METHODS = ("decoders_only", "lora", "mtlora")
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "figures" / "scenes-maps.png"
 
 
 def main(comparison: Path) -> None:
     """Draw the sheet."""
     results = ComparisonResults.read(comparison / "results.json")
-    runs = {method.title: comparison / method.runs[0] for method in results.methods}
+    methods = [results.method(name) for name in METHODS]
+    runs = {method.title: comparison / method.runs[0] for method in methods}
     specs = read_dense_about(next(iter(runs.values())) / "best").tasks
     shown = {title: read_shown_images(run / SHOWN_FILE, specs) for title, run in runs.items()}
     rows = []
