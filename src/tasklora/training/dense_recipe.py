@@ -6,9 +6,15 @@ from typing import Any, Literal
 
 import pydantic
 
-from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import Split, Strict
-from tasklora.training.sections import MethodSection, OptimisationSection, OutputSection, Positive, WrittenOut
+from tasklora.training.sections import (
+    MethodSection,
+    OptimisationSection,
+    OutputSection,
+    Positive,
+    WrittenOut,
+    check_task_options,
+)
 from tasklora.vision.augment import Augmentation
 from tasklora.vision.data import load_dense_suite
 from tasklora.vision.spec import DenseSuite, DenseTaskSpec
@@ -121,11 +127,8 @@ class DenseRecipe(WrittenOut):
             ConfigError: on an unknown or repeated task.
         """
         specs = self.suite().select(self.tasks.include)
+        check_task_options(self.tasks.options, specs)
         for name, options in self.tasks.options.items():
-            if name not in specs:
-                raise ConfigError(
-                    f"tasks.options names '{name}', which is no task of this recipe.{did_you_mean(name, specs)}"
-                )
             if options.loss_weight is not None:
                 specs[name] = specs[name].model_copy(update={"loss_weight": options.loss_weight})
         return specs

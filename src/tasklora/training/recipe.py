@@ -6,9 +6,15 @@ from typing import Literal
 
 import pydantic
 
-from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse
-from tasklora.training.sections import MethodSection, OptimisationSection, OutputSection, Positive, WrittenOut
+from tasklora.training.sections import (
+    MethodSection,
+    OptimisationSection,
+    OutputSection,
+    Positive,
+    WrittenOut,
+    check_task_options,
+)
 
 
 class ModelSection(Strict):
@@ -132,11 +138,8 @@ class Recipe(WrittenOut):
             ConfigError: on an unknown or repeated task.
         """
         specs = self.suite().select(self.tasks.include)
+        check_task_options(self.tasks.options, specs)
         for name, options in self.tasks.options.items():
-            if name not in specs:
-                raise ConfigError(
-                    f"tasks.options names '{name}', which is no task of this recipe.{did_you_mean(name, specs)}"
-                )
             if options.class_weights is not None:
                 changed = {**specs[name].model_dump(), "class_weights": options.class_weights}
                 specs[name] = parse(TaskSpec, changed, f"tasks.options.{name}")

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import pydantic
 import yaml
 
+from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import Strict
 
 Positive = pydantic.PositiveInt
+
+
+def check_task_options(options: Iterable[str], specs: Collection[str]) -> None:
+    """Raise ConfigError unless every task that options are given for is one of the recipe's."""
+    for name in options:
+        if name not in specs:
+            raise ConfigError(
+                f"tasks.options names '{name}', which is no task of this recipe.{did_you_mean(name, specs)}"
+            )
 
 
 class MethodSection(pydantic.BaseModel):
