@@ -8,7 +8,7 @@ from typing import Any
 from tasklora.errors import ConfigError, DataError, did_you_mean, listing
 from tasklora.evaluation import predict_rows
 from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, TaskSpec
-from tasklora.tasks.data import FILE_FORMATS, read_table
+from tasklora.tasks.sources import FILE_FORMATS, read_table
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 

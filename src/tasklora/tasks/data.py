@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from tasklora.errors import DataError, did_you_mean, first_line, listing
+from tasklora.errors import DataError, did_you_mean, listing
+from tasklora.tasks.sources import HubRows, LocalRows
 from tasklora.tasks.spec import Split, TaskSpec
 
 if TYPE_CHECKING:
     import datasets
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TUNE_FRACTION = 0.1
 TUNE_MAX_ROWS = 1000
 EVALUATION_SEED = 0
@@ -166,7 +166,7 @@ def load_tasks(
     """
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
-        source = _LocalSource(Path(data_root) / name, name) if data_root is not None else _HubSource(spec, name)
+        source = LocalRows(name, Path(data_root) / name) if data_root is not None else HubRows(name, spec)
         held_out = not source.has("tune")
         raw = {split: source.load(split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
@@ -190,83 +190,3 @@ def _hold_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, dat
     order = np.random.default_rng(seed).permutation(len(train))
     held = max(1, min(TUNE_MAX_ROWS, int(len(train) * TUNE_FRACTION)))
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
-
-
-def read_table(path: Path, where: str = "") -> datasets.Dataset:
-    """Return the rows of a file whose suffix is in :data:`FILE_FORMATS`.
-
-    Args:
-        path: the file.
-        where: what an error message begins with.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-    try:
-        return readers[FILE_FORMATS[path.suffix]](str(path))
-    except StopIteration:  # what datasets says to a file without content
-        raise DataError(f"{where}cannot read {path}: it is empty.") from None
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        raise DataError(f"{where}cannot read {path}: {first_line(error.__cause__ or error)}") from None
-
-
-class _LocalSource:
-    """Files ``SPLIT.jsonl`` (or .json, .csv, .parquet) in a task's folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.name = name
-        if not folder.is_dir():
-            siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-            raise DataError(
-                f"task '{name}': no folder {folder}.{did_you_mean(name, siblings)} "
-                "Expected DATA_ROOT/TASK/{train,tune,validation}.jsonl."
-            )
-
-    def _file(self, split: Split) -> Path | None:
-        return next((p for suffix in FILE_FORMATS if (p := self.folder / f"{split}{suffix}").is_file()), None)
-
-    def has(self, split: Split) -> bool:
-        """Return whether the split has a file."""
-        return self._file(split) is not None
-
-    def load(self, split: Split) -> datasets.Dataset:
-        """Return the rows of a split."""
-        path = self._file(split)
-        if path is None:
-            raise DataError(
-                f"task '{self.name}': no file for split '{split}' in {self.folder} "
-                f"(looked for {', '.join(split + suffix for suffix in FILE_FORMATS)})."
-            )
-        return read_table(path, f"task '{self.name}': ")
-
-
-class _HubSource:
-    """A data set on the Hugging Face hub, by its public name."""
-
-    def __init__(self, spec: TaskSpec, name: str) -> None:
-        if spec.hub is None:
-            raise DataError(f"task '{name}' has no public source: give its files with --data-root DIR.")
-        self.hub = spec.hub
-        self.name = name
-
-    def has(self, split: Split) -> bool:
-        """Return whether the data set names the split; `tune` never stands on the hub unless the suite says so."""
-        return split in self.hub.splits or split != "tune"
-
-    def load(self, split: Split) -> datasets.Dataset:
-        """Return the rows of a split."""
-        from datasets import load_dataset
-
-        hub = self.hub
-        try:
-            return load_dataset(hub.path, hub.config, split=hub.splits.get(split, split), revision=hub.revision)
-        except Exception as error:  # the hub raises many kinds; all mean that the rows are not to be had
-            raise DataError(
-                f"task '{self.name}': cannot load '{hub.path}' ({hub.config or 'default'}, {split}) from the hub: "
-                f"{first_line(error)} Give local files with --data-root DIR instead."
-            ) from error
