@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,11 @@ def test_main_and_baseline_best_and_worst_are_open_and_all_others_folded(source,
         ]  # fmt: skip
         assert sorted(rows.title for rows in block.folded) == ["BitFit", "one LoRA per task"]
     assert "Of the methods besides MTLoRA and one LoRA for all tasks" in shown.reading
+
+
+def test_the_recipe_s_own_method_need_not_be_compared(source):
+    without = replace(source, results=source.results.model_copy(update={"main": "mtlora_plus"}))
+    assert "Of the methods besides one LoRA for all tasks, those with the best" in pictures_of(without).reading
 
 
 def test_under_a_prediction_stands_the_metric_of_its_image(dense_runs, shown, specs):

@@ -230,8 +230,10 @@ def _reading(source: Source, count: int, size: tuple[int, ...], factor: int, fol
 
 
 def _titles(source: Source) -> str:
+    """Return the titles of the recipe's own method, where it is compared, and of the baseline."""
     results = source.results
-    return " and ".join(results.method(name).title for name in dict.fromkeys((results.main, results.baseline)))
+    named = dict.fromkeys((results.main, results.baseline))
+    return " and ".join(method.title for name in named for method in results.methods if method.name == name)
 
 
 def _block(
