@@ -93,12 +93,13 @@ results-embedded: $(STAMP)
 # Dense tasks, with the small Swin of the package: what docs/results.md shows of them. data/clothing_parsing and data/rgbd
 # are laid out as docs/dense-data.md says. About an hour in all on two cores.
 DENSE_METHODS = single_task,full_fine_tuning,decoders_only,bitfit,lora,per_task_lora,mtlora,mtlora_plus
-DENSE_SEARCH = --search lr=3e-4,1e-3,3e-3 --search decoders_only:lr=1e-3,3e-3,1e-2 --search bitfit:lr=1e-3,3e-3,1e-2 \
+DENSE_SEARCH = --search lr=3e-4,1e-3,3e-3 --search decoders_only:lr=1e-3,3e-3,1e-2 --search bitfit:lr=3e-3,1e-2,3e-2 \
 	--search full_fine_tuning:lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=1e-4,3e-4,1e-3 \
 	--search single_task:lr=3e-3 --search single_task:method.encoder_learning_rate=1e-4,3e-4,1e-3
-# no search of their own: what the search on scenes chose
-DENSE_CHOSEN = --search lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=1e-3 \
-	--search single_task:method.encoder_learning_rate=1e-3
+# no search of their own: what the search on scenes chose; the recipes' learning rate is the adapters'
+DENSE_CHOSEN = --search decoders_only:lr=3e-3 --search bitfit:lr=3e-2 \
+	--search full_fine_tuning:lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=3e-4 \
+	--search single_task:lr=3e-3 --search single_task:method.encoder_learning_rate=3e-4
 VARIANTS = mtlora,mtlora[task_r=0],mtlora[task_r=2],mtlora[task_r=32],mtlora[r=4],mtlora[r=64],mtlora[mode=matrixv2],mtlora[mode=addition],mtlora[all_blocks=true]
 
 results-scenes: $(STAMP)
