@@ -66,6 +66,15 @@ def test_the_page_says_what_was_run_and_what_was_tried(page, compared):
     assert page.count("training.learning_rate = ") == 2 * len(compared.results.methods)
 
 
+def test_a_method_that_is_not_searched_beside_searched_ones(compared, tmp_path):
+    path = shutil.copytree(compared.path, tmp_path / "copy")
+    results = json.loads((path / "results.json").read_text())
+    (heads_only,) = (method for method in results["methods"] if method["name"] == "heads_only")
+    heads_only["trials"] = [{**heads_only["trials"][0], "settings": {}, "chosen": True}]
+    (path / "results.json").write_text(json.dumps(results))
+    assert "the recipe's own" in render(load_source([path]))
+
+
 def test_nothing_in_the_page_points_outside(page):
     assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page) == []
     assert "@import" not in page

@@ -221,6 +221,7 @@ def search(source: Source) -> Picture | None:
         method.title: [
             {"value": trial.settings[key], "tune_average": trial.tune_average, "chosen": trial.chosen}
             for trial in method.trials
+            if key in trial.settings  # a method may have a single setting, the recipe's own
         ]
         for method in results.methods
     }
