@@ -19,12 +19,11 @@ from typing import Any
 import features
 import pydantic
 import typer
+from comparison_tables import RESULTS, comparison, dense_comparison, dense_summary, of_kept, summary, table
 from matplotlib.figure import Figure
 
 from tasklora.cli.app import app
-from tasklora.evaluation import ComparisonResults
-from tasklora.report import figures, methods_markdown, numbers, sizes
-from tasklora.report.loading import Source
+from tasklora.report import figures, methods_markdown, sizes
 from tasklora.report.svg import Picture, legend, picture, series
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
@@ -35,7 +34,6 @@ import goals
 from harness import Measurement, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PRETRAINING = ROOT / "src" / "tasklora" / "vision" / "swin_scenes" / "pretraining.json"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
@@ -134,38 +132,13 @@ def _type(annotation: Any) -> str:
     return str(getattr(annotation, "__name__", annotation))
 
 
-def comparison(name: str) -> Callable[[], str]:
-    """Return what writes the tables of a kept comparison, with how it was made."""
-
-    def write() -> str:
-        results = kept(name)
-        return f"{_methods(results)}\n{_tasks(results)}\n{_trials(results)}{_provenance(results)}"
-
-    return write
-
-
-def summary(name: str) -> Callable[[], str]:
-    """Return what writes the table of methods of a kept comparison."""
-    return lambda: f"{_methods(kept(name))}\n{_provenance(kept(name))}"
-
-
-def dense_comparison(name: str) -> Callable[[], str]:
-    """Return what writes the tables of a kept comparison on dense tasks, as published ones are laid out."""
-
-    def write() -> str:
-        results = kept(name)
-        return f"{_dense_methods(results)}\n{_trials(results)}{_provenance(results, 'images')}"
-
-    return write
-
-
 def scenes_swin() -> str:
     """Return what the pretraining of the packaged Swin came to."""
     about = _pretraining()
     found, name = about["mean_average_precision"], {"kinds": "its kind, of 7", "vivid": "vivid", "parts": "parts, of 7"}
     rows = [[said, f"{found[key]:.3f}", f"{found[f'{key}_by_chance']:.3f}"] for key, said in name.items()]
     return (
-        _table(["question", "average precision, held out", "by frequency alone"], rows)
+        table(["question", "average precision, held out", "by frequency alone"], rows)
         + f"\nThe likeliest kind is right for {about['accuracy_of_kinds']:.1%} of the held-out solids (by chance about "
         f"a seventh). `{about['command']}` at commit `{about['commit'][:12]}`, {about['seconds'] / 60:.0f} minutes on "
         "two cores.\n"
@@ -194,100 +167,6 @@ def pretraining_curve() -> Picture:
     return picture("scenes-swin-curve", "Pretraining", "", points, (7.6, 3.0), draw)
 
 
-def kept(name: str) -> ComparisonResults:
-    """Return a kept comparison."""
-    return ComparisonResults.read(RESULTS / f"{name}.json")
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
-
-
-def _methods(results: ComparisonResults) -> str:
-    rows = [
-        [
-            method.title + (" (baseline)" if method.name == results.baseline else ""),
-            f"{method.parameters.trainable:,}" if method.parameters else "–",
-            numbers.estimate(method.average),
-            numbers.interval(method.average),
-            numbers.difference(method.difference),
-            numbers.percent(method.delta_m),
-        ]
-        for method in results.methods
-    ]
-    return _table(["method", "trainable", "average", "95 % interval", "minus baseline (95 %)", "Δm, %"], rows)
-
-
-def _tasks(results: ComparisonResults) -> str:
-    rows = [
-        [task, metric, f"{results.rows[task]:,}"]
-        + [numbers.estimate(method.tasks.get(task)) for method in results.methods]
-        for task, metric in results.metrics.items()
-    ]
-    return _table(["task", "metric", "rows", *(method.title for method in results.methods)], rows)
-
-
-def _dense_methods(results: ComparisonResults) -> str:
-    """Return one row per method: every task's metric as it is (not negated), Δm, parameters, time."""
-    metrics = results.metrics.items()
-    arrows = {metric: "↓" if numbers.lower_is_better(metric) else "↑" for _, metric in metrics}
-    rows = []
-    for method in results.methods:
-        found = [numbers.natural(method.tasks.get(task), metric) for task, metric in metrics]
-        rows.append(
-            [
-                method.title + (" (baseline)" if method.name == results.baseline else ""),
-                *(
-                    numbers.estimate(numbers.negated(score) if score and arrow == "↓" else score)
-                    for score, arrow in found
-                ),
-                numbers.percent(method.delta_m),
-                numbers.interval(method.delta_m, 1),
-                f"{method.parameters.trainable:,}" if method.parameters else "–",
-                numbers.milliseconds(numbers.step_milliseconds(method)),
-            ]
-        )
-    header = [f"{task}, {metric} {arrows[metric]}" for task, metric in metrics]
-    return _table(["method", *header, "Δm, %", "95 % interval", "trainable", "step, ms"], rows)
-
-
-def _trials(results: ComparisonResults) -> str:
-    if not results.search:
-        return ""
-    rows = []
-    for method in results.methods:
-        tried = ", ".join(
-            f"{'**' if trial.chosen else ''}{' '.join(f'{value:g}' for value in trial.settings.values())}: "
-            f"{numbers.number(trial.tune_average)}{'**' if trial.chosen else ''}"
-            for trial in method.trials
-        )
-        rows.append([method.title, tried])
-    return _table(["method", "setting tried: average on tune (**chosen**)"], rows) + "\n"
-
-
-def _provenance(results: ComparisonResults, unit: str = "rows") -> str:
-    rows = sorted(set(results.training_rows.values()))
-    said = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
-    seeds = (
-        "seed " + str(results.seeds[0]) if len(results.seeds) == 1 else "seeds " + ", ".join(map(str, results.seeds))
-    )
-    of_what = "rows a task" if unit == "rows" else unit
-    text = (
-        f"{results.suite} on {results.base.rpartition('/')[2]}; {said} training {of_what}, {results.steps} steps, "
-        f"{seeds}; mean ± standard deviation over seeds, intervals by bootstrap over seeds and {unit}."
-    )
-    if results.guarded:
-        text += f" Left out of Δm, the baseline's score is near zero: {', '.join(results.guarded)}."
-    commits = " and ".join(f"`{(commit or 'unknown')[:12]}`" for commit in results.commits)
-    return f"{text} `{results.command}` at commit {commits}.\n"
-
-
-def _of_kept(name: str, draw: Callable[[Source], Picture]) -> Picture:
-    """Return a figure of a kept comparison."""
-    return draw(Source(name, kept(name), {}))
-
-
 def speed(name: str) -> Callable[[], str]:
     """Return what writes the table of a kept benchmark: the goals first, then the rest."""
 
@@ -303,9 +182,9 @@ def speed(name: str) -> Callable[[], str]:
             else:
                 verdict = "met" if goal.met(measurement.value.median) else "**missed**"
                 with_goal.append([measurement.setting, measurement.quantity, str(goal), shown, verdict])
-        tables = _table(["setting", "quantity", "goal", "measured", ""], with_goal)
+        tables = table(["setting", "quantity", "goal", "measured", ""], with_goal)
         if others:
-            tables += "\n" + _table(["setting", "also measured", "value"], others)
+            tables += "\n" + table(["setting", "also measured", "value"], others)
         return f"{tables}\n{_made_by(data)}"
 
     return write
@@ -328,7 +207,7 @@ def speed_profile() -> str:
         inside = line["quantity"] in products
         shares[line["setting"]] = shares.get(line["setting"], 0.0) + inside * line["value"]["median"]
     rows = [[setting, f"{share:.0f} %"] for setting, share in shares.items()]
-    return f"{_table(['setting', 'share of matrix products in the step'], rows)}\n{_made_by(data)}"
+    return f"{table(['setting', 'share of matrix products in the step'], rows)}\n{_made_by(data)}"
 
 
 # What the README shows of the speed: the favourable and the unfavourable, each with the words that say what it is.
@@ -368,7 +247,7 @@ def speed_summary() -> str:
         lines = json.loads((RESULTS / f"speed-{name}.json").read_text(encoding="utf-8"))["measurements"]
         (line,) = [line for line in lines if (line["setting"], line["quantity"]) == (setting, quantity)]
         rows.append([words, setting.partition(", diagonal")[0], goals.shown(Spread(**line["value"]), line["unit"])])
-    return _table(["MTL-LoRA", "setting", "ratio [quartiles]"], rows)
+    return table(["MTL-LoRA", "setting", "ratio [quartiles]"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -382,6 +261,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "embedded": comparison("embedded-comparison"),
     "demo": comparison("demo-comparison"),
     "scenes": dense_comparison("scenes-comparison"),
+    "scenes_methods": dense_summary("scenes-comparison"),
     "clothing": dense_comparison("clothing-comparison"),
     "rgbd": dense_comparison("rgbd-comparison"),
     "ablations": dense_comparison("ablations-comparison"),
@@ -397,7 +277,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 # file in docs/figures → (the file it is drawn from, what draws it)
 FIGURES: dict[str, tuple[Path, Callable[[], Picture]]] = {
-    f"{stem}-{name}.svg": (RESULTS / f"{stem}-comparison.json", partial(_of_kept, f"{stem}-comparison", draw))
+    f"{stem}-{name}.svg": (RESULTS / f"{stem}-comparison.json", partial(of_kept, f"{stem}-comparison", draw))
     for stem, name, draw in (
         ("glue", "differences", figures.differences),
         ("glue", "score-and-size", sizes.score_and_size),
