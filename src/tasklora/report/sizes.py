@@ -13,7 +13,7 @@ from tasklora.report.figures import done, place_of, title_of
 from tasklora.report.loading import Source
 from tasklora.report.svg import INK, MUTED, Picture, ends, legend, picture, series
 
-SIZE_LABEL = "trainable parameters, heads included (each step right is ten times as many)"
+SIZE_LABEL = "trainable parameters, heads included (logarithmic scale)"
 
 
 def score_and_size(source: Source) -> Picture:
