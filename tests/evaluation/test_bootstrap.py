@@ -81,6 +81,6 @@ def test_so_where_a_side_is_constant_in_some_resamples(metric, kind, sides, seed
         if name in sides:
             values[1:] = values[1]
             values[0] = np.where(np.isnan(values[1]), np.nan, np.abs(1.0 - values[1]))
-    if answers.labels.ndim == 2:  # of several values, both sides have those that the labels have
-        answers.predictions[np.isnan(answers.labels)] = np.nan
+    if answers.labels.ndim == 2:  # of several values, both sides have as many as the labels
+        answers.predictions[:] = np.where(np.isnan(answers.labels), np.nan, np.nan_to_num(answers.predictions))
     check(metric, answers, resample_counts(rows, 5, generator))

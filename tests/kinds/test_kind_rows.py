@@ -1,14 +1,17 @@
 """Rows of every kind: what is read, what is refused with its row, and what a fingerprint covers."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from datasets import Dataset
 
 from helpers_kinds import CASES, every_kind, spec_of, table
 from helpers_runs import write_rows
 from tasklora.errors import DataError
-from tasklora.tasks import HEADS, KINDS, METRICS, TaskRows, TaskSpec, load_tasks
+from tasklora.tasks import HEADS, KINDS, METRICS, TaskRows, TaskSpec, load_suite, load_tasks, shipped_suites
 from tasklora.tasks.collate import LAYOUTS
 from tasklora.tasks.data import arranged
 
@@ -101,7 +104,7 @@ def test_no_label_at_all_is_a_row_without_classes():
 
 
 def test_joined_labels_need_a_separator():
-    with pytest.raises(DataError, match="row 0: label 'nice.yes' is a text, not a list.* label_separator"):
+    with pytest.raises(DataError, match=r"row 0: label 'nice\|yes' is a text, not a list.* label_separator"):
         rows_of(spec_of("multi_label"), [{"text": "a", "label": "nice|yes"}])
 
 
@@ -113,7 +116,7 @@ def test_a_choice_by_place_text_or_letter(label, place):
     if label == "C":
         line["choices"] = ["a dog", "C", "a bird"]  # the text of one, the letter of another
     if place is None:
-        with pytest.raises(DataError, match="or not one alone. Give its place"):
+        with pytest.raises(DataError, match="or not one alone"):
             rows_of(spec_of("multiple_choice"), [line])
     else:
         assert rows_of(spec_of("multiple_choice"), [line]).labels.tolist() == [place]
@@ -260,3 +263,19 @@ def test_balanced_weights_by_hand():
     lines = [{"tokens": ["a"] * len(tags), "label": tags} for tags in ([0, 0, 1], [0, 2], [3])]
     weights = rows_of(spec_of("token_classification", class_weights="balanced"), lines).class_weights()
     assert weights.tolist() == pytest.approx([6 / (4 * 3), 6 / 4, 6 / 4, 6 / 4])
+
+
+def test_the_page_on_kinds_shows_tasks_and_rows_that_load():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "kinds-of-tasks.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n(.*?)```\n\n```json\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 5
+    for task, rows in shown:
+        ((name, content),) = yaml.safe_load(task).items()
+        lines = [json.loads(line) for line in rows.replace(',\n "', ', "').splitlines()]
+        assert len(rows_of(TaskSpec(**content), lines)) == 1, name
+
+
+def test_the_page_on_kinds_names_every_kind_and_suite():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "kinds-of-tasks.md").read_text(encoding="utf-8")
+    assert all(f"| `{kind}` |" in page for kind in KINDS)
+    assert all(f"| `{load_suite(name).reference}` |" in page for name in shipped_suites())

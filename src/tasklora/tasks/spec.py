@@ -73,7 +73,7 @@ class TaskSpec(Strict):
         max_candidates: most documents of a query that are trained on: the most relevant ones, then the first (ranking).
         metrics: names from :data:`tasklora.tasks.metrics.METRICS`.
         primary: the metric that stands for the task in averages.
-        class_weights: ``none`` or ``balanced`` (n / (C · n_c) from the training rows; of multi_label, rows that have the
+        class_weights: ``none`` or ``balanced`` (n / (C · n_c) from the training rows; of multi_label, rows with the
             class weigh (n − n_c) / n_c).
         format: how rows are written, where they are not columns yet; a name of :data:`tasklora.tasks.formats.FORMATS`.
         splits: split → the part of another one that it is.
