@@ -8,7 +8,7 @@ import torch
 
 from helpers_kinds import CASES, every_kind, spec_of
 from helpers_runs import tiny_tokenizer
-from tasklora.tasks import KINDS, MultiTaskCollator, TaskRows, head_of
+from tasklora.tasks import KINDS, MultiTaskCollator, TaskRows, head_of, split_by_task
 from tasklora.tasks import model as model_module
 from tasklora.tasks.data import arranged
 
@@ -75,6 +75,20 @@ def test_so_are_losses_and_gradients_in_groups_of_similar_length(kinds, loaded, 
     assert all(gradient.isfinite().all() for gradient in grouped[1].values())
     monkeypatch.setattr(model_module, "MIN_GROUP", 10_000)
     torch.testing.assert_close(grouped, losses_and_gradients(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["joint", "separate"])
+@torch.no_grad()
+def test_a_mixed_batch_splits_into_one_for_each_task(kinds, loaded, encoding):
+    prepared = kinds.prepare(f"model.pair_encoding={encoding}")
+    batch = batch_of(prepared, mixed_rows(loaded))
+    losses, parts = prepared.model(**batch).losses, split_by_task(batch)
+    assert [part["task_ids"].unique().tolist() for part in parts] == [[task_id] for task_id in range(len(KINDS))]
+    assert sum(len(part["input_ids"]) for part in parts) == len(batch["input_ids"])
+    assert sum(len(part["word_places"]) for part in parts) == len(batch["word_places"])
+    for part in parts:
+        own = batch["task_ids"] == part["task_ids"][0]
+        torch.testing.assert_close(prepared.model(**part).losses, losses[own], rtol=1e-4, atol=1e-5)
 
 
 @every_kind

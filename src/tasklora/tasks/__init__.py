@@ -1,7 +1,7 @@
 """What a task is: its rows, its head, its metrics; and the model that serves several at once."""
 
 from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
-from tasklora.tasks.collate import MultiTaskCollator
+from tasklora.tasks.collate import MultiTaskCollator, split_by_task
 from tasklora.tasks.data import TaskData, TaskRows, load_tasks
 from tasklora.tasks.heads import HEADS, TaskHead, head_of
 from tasklora.tasks.kinds import KINDS, Kind
@@ -59,5 +59,6 @@ __all__ = [
     "sha256_of",
     "share_mode",
     "shipped_suites",
+    "split_by_task",
     "training_method",
 ]

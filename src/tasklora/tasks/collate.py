@@ -69,6 +69,37 @@ class MultiTaskCollator:
         return batch
 
 
+def split_by_task(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return a batch for each task of a mixed one, in the order of the ids, cut to its own longest sequence.
+
+    Args:
+        batch: as :class:`MultiTaskCollator` makes it.
+    """
+    task_ids, row_task_ids, word_places = batch["task_ids"], batch["row_task_ids"], batch["word_places"]
+    batches = []
+    for task_id in torch.unique(task_ids).tolist():
+        rows = (task_ids == task_id).nonzero().flatten()
+        encoder_rows = (row_task_ids == task_id).nonzero().flatten()
+        words = (row_task_ids[word_places[:, 0]] == task_id).nonzero().flatten()
+        vectors = torch.cat([encoder_rows, len(row_task_ids) + words])
+        places = torch.full((len(row_task_ids) + len(word_places),), -1, device=vectors.device)
+        places[vectors] = torch.arange(len(vectors), device=vectors.device)
+        used = batch["attention_mask"][encoder_rows].any(dim=0).nonzero()
+        longest = int(used.max()) + 1 if len(used) else 1
+        cut = {}
+        for name, value in batch.items():
+            if name in ("entries", "entry_pairs"):
+                cut[name] = torch.where(value[rows] >= 0, places[value[rows].clamp(min=0)], -1)
+            elif name in ("task_ids", "labels"):
+                cut[name] = value[rows]
+            elif name == "word_places":
+                cut[name] = torch.stack([places[value[words, 0]], value[words, 1]], dim=1)
+            else:
+                cut[name] = value[encoder_rows][:, :longest] if value.dim() > 1 else value[encoder_rows]
+        batches.append(cut)
+    return batches
+
+
 class Entry(NamedTuple):
     """What a head reads for one answer.
 

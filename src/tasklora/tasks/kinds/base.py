@@ -33,6 +33,7 @@ class Kind(ABC):
         most_inputs: how many input columns it has at most.
         takes_class_weights: whether ``class_weights: balanced`` means something.
         all_or_nothing: whether a row is either right or wrong.
+        reads: what its head reads of texts that are not a separate pair, with u for the pooled vector.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,7 @@ class Kind(ABC):
     most_inputs: ClassVar[int] = 2
     takes_class_weights: ClassVar[bool] = False
     all_or_nothing: ClassVar[bool] = False
+    reads: ClassVar[str] = "u"
 
     # --- the task
 

@@ -27,6 +27,7 @@ class TokenClassification(Classes):
 
     name: ClassVar[str] = "token_classification"
     most_inputs: ClassVar[int] = 1
+    reads: ClassVar[str] = "the vector of each word's first token"
 
     def is_pair(self, spec: TaskSpec) -> bool:
         """Return False: words are tagged where they stand."""
