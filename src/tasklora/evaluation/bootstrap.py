@@ -173,7 +173,7 @@ def _counts_by_class(answers: Answers, counts: Counts) -> tuple[Array, Array]:
 
 def _f1_micro_of_several(answers: Answers, counts: Counts) -> Array:
     right, both = _counts_by_class(answers, counts)
-    return np.nan_to_num(2 * right.sum(axis=1) / both.sum(axis=1))
+    return np.asarray(np.nan_to_num(2 * right.sum(axis=1) / both.sum(axis=1)))
 
 
 def _f1_macro_of_several(answers: Answers, counts: Counts) -> Array:
