@@ -8,7 +8,7 @@ import torch
 
 from helpers_kinds import CASES, every_kind, spec_of
 from helpers_runs import tiny_tokenizer
-from tasklora.tasks import KINDS, MultiTaskCollator, TaskRows, head_of, split_by_task
+from tasklora.tasks import KINDS, MultiTaskCollator, TaskRows, TaskSpec, head_of, split_by_task
 from tasklora.tasks import model as model_module
 from tasklora.tasks.data import arranged
 
@@ -277,3 +277,27 @@ def test_every_case_is_a_task_that_loads(kinds):
         lines = case.rows(random.Random(1))
         made = arranged(kind, spec_of(kind), Dataset.from_list(lines), "train")
         assert len(TaskRows(kind, spec_of(kind), made, "train")) == 1
+
+
+@every_kind
+def test_heads_are_saved_as_heads_always_were(kind):
+    """Files of runs from before the other kinds have these tensors, and must load."""
+    spec = spec_of(kind)
+    shapes = {name: tuple(tensor.shape) for name, tensor in head(kind).state_dict().items()}
+    outputs = spec.num_outputs
+    assert shapes == {
+        "linear.weight": (outputs, 8),
+        "linear.bias": (outputs,),
+        "label_mean": (),
+        "label_std": (),
+        "class_weights": (outputs,),
+    }
+
+
+def test_a_task_saved_before_the_other_kinds_is_read():
+    saved = {
+        "kind": "classification", "inputs": ["a", "b"], "input_kind": "text", "label": "label", "labels": ["no", "yes"],
+        "range": None, "metrics": ["f1"], "primary": "f1", "class_weights": "none", "hub": None, "description": "",
+    }  # fmt: skip
+    assert TaskSpec(**saved).is_pair
+    assert TaskSpec(**saved).splits == {}

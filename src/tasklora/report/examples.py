@@ -64,7 +64,7 @@ def worst_errors(task: str, spec: TaskSpec, rows: ScoredRows, others: Mapping[st
         shown = "shown are those that the model was surest of"
     else:
         order = wrong[np.argsort(-errors[wrong], kind="stable")]
-        shown = f"shown are the {PER_TASK} that are furthest off"
+        shown = "shown are those that are furthest off"
     return TaskErrors(
         task,
         f"{kind.error_summary(errors)}; {shown}.",

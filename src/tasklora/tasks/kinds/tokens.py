@@ -87,4 +87,4 @@ class TokenClassification(Classes):
 
     def error_shown(self, error: float) -> str:
         """Return how many words are wrong."""
-        return f"{error:.0f} words wrong"
+        return f"{error:.0f} {'word' if error == 1 else 'words'} wrong"
