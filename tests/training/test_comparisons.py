@@ -81,7 +81,7 @@ def test_every_method_sees_the_same_batches_in_the_same_order(project, tmp_path)
     batches = {
         method: torch.cat(
             [
-                torch.cat([batch["task_ids"], batch["labels"], batch["input_ids"].flatten()])
+                torch.cat([batch["task_ids"], batch["labels"].flatten(), batch["input_ids"].flatten()])
                 for batch in project.trainer(tmp_path / method, use_method(method)).get_train_dataloader()
             ]
         )

@@ -29,7 +29,7 @@ def losses_by_hand(trainer, batch):
     output = trainer.model(**batch)
     losses = torch.zeros(len(batch["labels"]))
     for task_id, places in output.rows.items():
-        logits, labels = output.logits[task_id], batch["labels"][places]
+        logits, labels = output.logits[task_id], batch["labels"][places, 0]
         if TASKS[task_id] == "heat":
             losses[places] = (logits[:, 0] - (labels - heat.mean()) / heat.std(correction=0)) ** 2
         else:

@@ -204,7 +204,10 @@ def predict(
     run: RunPath,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts; for a task on pairs, two by two. Of a run on images: their files."),
+        typer.Argument(
+            help="Texts; pairs two by two; a question, then its choices; a query, then documents. Of a run on images: "
+            "their files."
+        ),
     ] = None,
     task: Annotated[
         str, typer.Option("--task", "-t", help="The task; for a run on images, names separated by commas, else all.")

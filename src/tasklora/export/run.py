@@ -17,7 +17,7 @@ from tasklora.errors import UnsupportedError
 from tasklora.export.adapted import exportable_adapter, method_facts
 from tasklora.export.files import HEAD_FILE, check_output, dtype_name, filling, write_manifest, write_tensors
 from tasklora.export.lora import Beside, export_lora, export_shared_lora
-from tasklora.tasks import MultiTaskModel, SavedModel
+from tasklora.tasks import KINDS, MultiTaskModel, SavedModel
 from tasklora.tuner import find_context, merge_task
 
 
@@ -126,7 +126,7 @@ def _facts(about: SavedModel, task: str) -> dict[str, Any]:
         "base": {"name": about.base, "revision": about.revision, "fingerprint": about.fingerprint},
         "head": {
             "file": HEAD_FILE,
-            "reads": "[u, v, |u - v|, u * v]" if _is_separate(about, task) else "u",
+            "reads": "[u, v, |u - v|, u * v]" if _is_separate(about, task) else KINDS[about.tasks[task].kind].reads,
             "pooling": about.pooling,
             "max_length": about.max_length,
             "task": about.tasks[task].model_dump(mode="json"),
