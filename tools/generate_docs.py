@@ -63,6 +63,7 @@ def recipe_keys() -> str:
     sections = {
         "model": recipes.ModelSection,
         "tasks": recipes.TasksSection,
+        "tasks.define.TASK": recipes.OwnTask,
         "tasks.options.TASK": recipes.TaskOptions,
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,

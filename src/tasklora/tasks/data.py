@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from tasklora.errors import DataError, did_you_mean, listing
-from tasklora.tasks.sources import HubRows, LocalRows
+from tasklora.tasks.sources import Files, hold_out, source_of
 from tasklora.tasks.spec import Split, TaskSpec
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class TaskRows(TorchDataset[dict[str, Any]]):
 
     def _checked_labels(self, values: Any, where: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         spec = self.spec
-        names = {label: index for index, label in enumerate(spec.labels or [])}
+        class_id = class_ids(spec.labels or [])
         labels = np.empty(len(values), dtype=np.float64)
         for index, value in enumerate(values):
-            label = names.get(value, value) if isinstance(value, str) else value
+            label = class_id(value)
             if spec.kind == "classification":
                 valid = isinstance(label, int) and 0 <= label < spec.num_outputs
                 allowed = f"0 … {spec.num_outputs - 1} ({listing(spec.labels or [])})"
@@ -124,6 +124,26 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         return torch.tensor(len(self) / (self.spec.num_outputs * counts), dtype=torch.float32)
 
 
+def class_ids(names: Sequence[str]) -> Callable[[Any], Any]:
+    """Return the function that turns a class, written as its name or its id, into its id.
+
+    Whole numbers are ids, unless all classes are called by whole numbers: of labels ["1", "2"], 1 is the first class.
+    True and False are the ids 1 and 0. What is neither name nor number comes back as it is.
+    """
+    ids: dict[Any, int] = {name: index for index, name in enumerate(names)}
+    numbered = bool(names) and all(name.removeprefix("-").isdecimal() for name in names)
+
+    def class_id(value: Any) -> Any:
+        if isinstance(value, bool) or not names:
+            return value
+        if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers if one is missing
+            value = int(value)
+        written = str(value) if numbered else value
+        return ids.get(written, written) if isinstance(written, str) else written
+
+    return class_id
+
+
 @dataclass(frozen=True)
 class TaskData:
     """All rows of a set of tasks: name → split → rows."""
@@ -147,6 +167,7 @@ def load_tasks(
     data_root: str | Path | None = None,
     limits: Mapping[Split, int] | None = None,
     seed: int = 0,
+    files: Mapping[str, Files] | None = None,
 ) -> TaskData:
     """Load the splits of several tasks.
 
@@ -156,22 +177,24 @@ def load_tasks(
     Args:
         specs: name → task.
         splits: which splits to load.
-        data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None loads from the hub.
+        data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None takes the task's `files`,
+            else loads from the hub.
         limits: split → number of rows per task. Rows of train and tune are drawn by `seed`; those of validation and
             test are the same whatever the seed, so that runs of several seeds are scored on the same rows.
         seed: of the hold-out and the draw.
+        files: task name → files of its own.
 
     Raises:
         DataError: naming the missing file, column or row.
     """
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
-        source = LocalRows(name, Path(data_root) / name) if data_root is not None else HubRows(name, spec)
+        source = source_of(name, spec, data_root, files or {})
         held_out = not source.has("tune")
         raw = {split: source.load(split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
             train = raw["train"] if "train" in raw else source.load("train")
-            raw["train"], raw["tune"] = _hold_out(train, seed)
+            raw["train"], raw["tune"] = hold_out(train, TUNE_FRACTION, TUNE_MAX_ROWS, seed)
         loaded[name] = {}
         for split in splits:
             limit = (limits or {}).get(split)
@@ -184,9 +207,3 @@ def _draw(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Data
     if limit is None or limit >= len(rows):
         return rows
     return rows.select(np.random.default_rng(seed).permutation(len(rows))[:limit])
-
-
-def _hold_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    order = np.random.default_rng(seed).permutation(len(train))
-    held = max(1, min(TUNE_MAX_ROWS, int(len(train) * TUNE_FRACTION)))
-    return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
