@@ -13,8 +13,8 @@ from tasklora.cli.app import Overwrite, app, console, quiet_libraries
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tasklora.tasks.finding import Proposal
-    from tasklora.tasks.roles import Said
+    from tasklora.tasks.guessing.finding import Proposal
+    from tasklora.tasks.guessing.roles import Said
 
 MOST_SHOWN = 3  # tasks whose every guess is shown with its reason; of more, a line each
 
@@ -45,6 +45,7 @@ def init(
 ) -> None:
     """Look at your own files, guess each task, and write a recipe that trains them."""
     import shlex
+    import sys
 
     from tasklora.errors import OutputError
 
@@ -59,7 +60,7 @@ def init(
 
     from tasklora.evaluation import write_text_whole
     from tasklora.tasks import training_method
-    from tasklora.tasks.finding import find_tasks, propose
+    from tasklora.tasks.guessing.finding import find_tasks, propose
     from tasklora.training.first_recipe import BATCH, first_recipe, sizes_of
     from tasklora.training.recipes import parse_recipe
 
@@ -68,7 +69,7 @@ def init(
     said = what_was_said(list(places), {"label": label or [], "inputs": inputs or [], "kind": kind or []})
     with console.status("reading") as status:
         proposals = propose(places, said, status.update)
-    command = shlex.join(["tasklora", "init", *data])
+    command = shlex.join(["tasklora", *sys.argv[1:]])
     text = first_recipe(proposals, model, method, f"runs/{output.stem}", command).replace("THIS_FILE", str(output))
     parse_recipe(yaml.safe_load(text), str(output)).task_specs()
     write_text_whole(output, text)
@@ -97,7 +98,7 @@ def what_was_said(tasks: Sequence[str], options: Mapping[str, Sequence[str]]) ->
         ConfigError: if an option does not say which of several tasks it is for, or says two things of one.
     """
     from tasklora.errors import ConfigError, did_you_mean, listing
-    from tasklora.tasks.roles import Said
+    from tasklora.tasks.guessing.roles import Said
 
     said: dict[str, dict[str, str]] = {task: {} for task in tasks}
     for option, values in options.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -60,12 +60,12 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
     from datasets.exceptions import DatasetGenerationError
 
     readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-    options = {}
+    options: dict[str, Any] = {}
     if path.is_dir():
         return _saved_rows(path, where)
     if path.suffix not in FILE_FORMATS:
         raise DataError(
-            f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a saved `datasets` folder."
+            f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a folder that `datasets` saved."
         )
     if FILE_FORMATS[path.suffix] == "csv":
         options = {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
-from tasklora.tasks.finding import Proposal
+from tasklora.tasks.guessing import Proposal
 from tasklora.tasks.methods import training_method
 
 WIDTH = 110
@@ -70,8 +70,8 @@ def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directo
         ConfigError: if there is no such method.
     """
     sizes = sizes_of(proposals)
-    length, why_length = _length(proposals)
     separate = model.startswith(EMBEDS_SENTENCES) and any(len(_inputs(p)) == 2 and not p.guess.parts for p in proposals)
+    length, why_length = _length(proposals, separate)
     page = Page()
     page.comment(
         f"Written by `{command}`. What was guessed has its reason beside it: correct what is wrong, then run\n\n"
@@ -93,7 +93,7 @@ def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directo
     if parts:
         page.line(1, "options:")
         for task in parts:
-            page.line(2, f"{task}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
+            page.line(2, f"{_yaml(task)}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
     if sizes.limits:
         why = "rows per task at most, for a first run of minutes; without this line it takes all"
         page.line(1, f"limits: {_yaml(sizes.limits)}", why)
@@ -140,7 +140,7 @@ class Page:
 def _write_task(page: Page, proposal: Proposal) -> None:
     guess = proposal.guess
     rows = ", ".join(f"{split} {count:,}" for split, count in proposal.rows.items())
-    page.line(2, f"{proposal.task}:", f"rows: {rows}")
+    page.line(2, f"{_yaml(proposal.task)}:", f"rows: {rows}")
     for key, value in guess.settings.items():
         why = guess.why.get(key, "")
         text = f"{key}: {_yaml(value)}"
@@ -183,21 +183,26 @@ def _inputs(proposal: Proposal) -> list[str]:
     return inputs
 
 
-def _length(proposals: Sequence[Proposal]) -> tuple[int, str]:
+def _length(proposals: Sequence[Proposal], separate: bool) -> tuple[int, str]:
     """Return the longest sequence, in tokens, and why: so that 19 of 20 rows of every task fit, if any length does."""
-    words = max(_long_row(proposal) for proposal in proposals)
+    words = max(_long_row(proposal, separate and not proposal.guess.parts) for proposal in proposals)
     length = next((length for length in LENGTHS if words * TOKENS_PER_WORD + 3 <= length), LENGTHS[-1])
     cut = " longer ones are cut" if words * TOKENS_PER_WORD + 3 <= length else " what is longer is cut"
     return length, f"tokens; 19 of 20 rows have at most {round(words)} words,{cut}"
 
 
-def _long_row(proposal: Proposal) -> float:
+def _long_row(proposal: Proposal, apart: bool) -> float:
+    """Return the words of a row that is longer than 19 of 20: of its longest text, where texts are read apart."""
     rows = zip(*(column.sample for column in proposal.guess.reads), strict=True)
-    return float(np.percentile([sum(_words(value) for value in row) for row in rows], 95))
+    lengths = [[_words(value) for value in row] for row in rows]
+    return float(np.percentile([max(row) if apart else sum(row) for row in lengths], 95))
 
 
 def _words(value: Any) -> int:
-    return len(value) if isinstance(value, list) else len(str(value or "").split())
+    """Return the words of a text, of a list of words, or of the longest text of a list."""
+    if isinstance(value, list):
+        return max(len(value), *(_words(element) for element in value), 0)
+    return len(str(value or "").split())
 
 
 def _yaml(value: Any) -> str:

@@ -86,12 +86,12 @@ class OwnTask(TaskSpec):
 class OwnSuite(Suite):
     """The tasks that a recipe defines."""
 
-    name: str = "own"
+    name: str = "own tasks"
     version: int = 1
 
     @property
     def reference(self) -> str:
-        """``own``: the recipe is the only place that says what it holds."""
+        """``own tasks``: the recipe alone says what they are, so they have no version."""
         return self.name
 
 

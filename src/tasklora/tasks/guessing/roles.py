@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasklora.errors import ConfigError, DataError, did_you_mean, listing
-from tasklora.tasks.columns import Column
+from tasklora.tasks.guessing.columns import Column
 
 LABEL_NAMES = (
     r"labels?",
     r"target|class|y|gold|gold_?labels?|class_?label|label_?id|ground_?truth",
     r"category|categories|sentiment|intent|topics?|tags?|genres?|emotions?|scores?|ratings?|stars|grade|relevance|relevant"
-    r"|similarity|duplicate|match|spam|stance|polarity|answer_?key|(is|has)_\w+|label_\w+|\w+_(label|class|category|score|rating)",
+    r"|similarity|overall|duplicate|match|spam|stance|polarity|answer_?key|(is|has)_\w+|label_\w+|\w+_(label|class|category|score|rating)",
 )
 """Names of label columns: those of an earlier line go before those of a later one."""
 
@@ -218,17 +218,33 @@ def likely_label(table: Table, besides: set[str]) -> Chosen | None:
     """
     if table.said.label is not None:
         return Chosen((table.column(table.said.label, "label"),), "as you said")
-    inputs = {*(table.said.inputs or ()), *besides}
-    likely = [c for name, c in table.columns.items() if name not in inputs and c.no_label() is None]
-    for pattern in LABEL_NAMES:
-        named = [column for column in likely if re.fullmatch(pattern, snake(column.name))]
-        if named:
-            return Chosen((_only(table, named),), "by its name")
-    for pattern in LABEL_NAMES[:2]:  # a column that is called label and cannot be one says more than no label
-        for column in table.columns.values():
-            if re.fullmatch(pattern, snake(column.name)) and len(column.counts) == 1 and column.name not in inputs:
-                return Chosen((column,), "by its name")
+    named = label_by_name(table, besides)
+    if named is not None:
+        return Chosen((named,), "by its name")
+    likely = _likely(table, besides)
     return Chosen((_only(table, likely),), "the only column that can be one") if likely else None
+
+
+def label_by_name(table: Table, besides: set[str]) -> Column | None:
+    """Return the column that is called like a label and can be one; None if there is none.
+
+    Raises:
+        ConfigError: if several are equally likely.
+    """
+    for pattern in LABEL_NAMES:
+        named = [column for column in _likely(table, besides) if re.fullmatch(pattern, snake(column.name))]
+        if named:
+            return _only(table, named)
+    for pattern in LABEL_NAMES[:2]:  # a column that is called label and is constant says more than no label
+        for name, column in table.columns.items():
+            if re.fullmatch(pattern, snake(name)) and len(column.counts) == 1 and name not in besides:
+                return column
+    return None
+
+
+def _likely(table: Table, besides: set[str]) -> list[Column]:
+    inputs = {*(table.said.inputs or ()), *besides}
+    return [column for name, column in table.columns.items() if name not in inputs and column.no_label() is None]
 
 
 def _only(table: Table, columns: list[Column]) -> Column:

@@ -20,7 +20,7 @@ SAMPLE_ROWS = 2000
 MOST_VALUES = 500  # a column with more different values in the sample holds no classes
 
 Holds = Literal[
-    "texts", "whole numbers", "numbers", "truth values", "lists of texts", "lists of numbers", "other values"
+    "texts", "whole numbers", "numbers", "truth values", "lists of texts", "lists of numbers", "mixed or nested values"
 ]
 _ADDRESS = re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\d{1,2}:\d{2}.*)?$")
@@ -105,13 +105,16 @@ class Column:
         """Return why the column can be no label; None if it may be one."""
         if self.missing == self.rows:
             return "empty"
-        if self.holds == "other values":
+        if self.holds == "mixed or nested values":
             return self.holds
         if len(self.counts) == 1 and not self.holds.startswith("lists"):
             return "the same value in every row"
         if re.fullmatch(r"(unnamed: ?\d*|__index_level_\d+__|)", self.name.lower()):
             return "row numbers"
-        if re.fullmatch(r"(.*[_\W])?(id|idx|index|uuid|guid|pid|qid|no|nr)|.*Id|.*ID", self.name):
+        if re.fullmatch(
+            r"(?!label|class|categor|target|intent)(.*[_\W])?(id|idx|index|uuid|guid|pid|qid|no|nr)|.*Id|.*ID",
+            self.name,
+        ):
             return "ids"
         if self.holds == "whole numbers" and self.share_of_different == 1 and self.rows > 20:
             return "a different number in every row"
@@ -141,7 +144,7 @@ def _column(name: str, values: pa.ChunkedArray | None, sample: list[Any], names:
     import pyarrow.compute as pc
 
     if values is None:
-        return Column(name, "other values", 0, 0, sample)
+        return Column(name, "mixed or nested values", 0, 0, sample)
     holds = _holds(values.type)
     about: dict[str, Any] = {"rows": len(values), "missing": values.null_count, "sample": sample, "names": names}
     if holds in ("whole numbers", "numbers") and values.null_count < len(values):
@@ -156,7 +159,7 @@ def _column(name: str, values: pa.ChunkedArray | None, sample: list[Any], names:
         about |= {"low": float(limits["min"] or 0), "high": float(limits["max"] or 0)}
     if holds.startswith("lists"):
         counts = _counted(pc.list_flatten(values))
-    elif holds == "other values" or len(set(map(str, sample))) > MOST_VALUES:
+    elif holds == "mixed or nested values" or len(set(map(str, sample))) > MOST_VALUES:
         counts = {}
     else:
         counts = _counted(values.cast(pa.large_string()) if pa.types.is_dictionary(values.type) else values)
@@ -176,8 +179,8 @@ def _counted(values: pa.ChunkedArray) -> dict[Any, int]:
 
 def merged(one: Column, other: Column) -> Column:
     """Return what a column of two tables holds; the sample stays that of the first."""
-    holds = one.holds if one.holds == other.holds else "other values"
-    if one.is_number and other.is_number and holds == "other values":
+    holds = one.holds if one.holds == other.holds else "mixed or nested values"
+    if one.is_number and other.is_number and holds == "mixed or nested values":
         holds = "numbers"
     counts = {**one.counts}
     for value, rows in other.counts.items():
@@ -210,5 +213,11 @@ def _holds(kind: pa.DataType) -> Holds:
         return "numbers"
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         of = _holds(kind.value_type)
-        return "lists of texts" if of == "texts" else "lists of numbers" if of == "whole numbers" else "other values"
-    return "other values"
+        return (
+            "lists of texts"
+            if of == "texts"
+            else "lists of numbers"
+            if of == "whole numbers"
+            else "mixed or nested values"
+        )
+    return "mixed or nested values"

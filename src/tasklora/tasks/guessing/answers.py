@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasklora.tasks.columns import Column
+from tasklora.tasks.guessing.columns import Column
 
 POSITIVE = ("yes", "true", "positive", "pos", "spam", "match", "duplicate", "relevant", "toxic", "hate", "acceptable")
 EVEN_ENOUGH = 0.3  # of two classes, the smaller one's share from which accuracy says enough

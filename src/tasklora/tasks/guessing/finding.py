@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasklora.errors import ConfigError, DataError, did_you_mean, first_line, listing
-from tasklora.tasks.columns import Column, look_at, merged
-from tasklora.tasks.guessing import Guess, guess_task
-from tasklora.tasks.roles import Said, Table
+from tasklora.tasks.guessing.columns import Column, look_at, merged
+from tasklora.tasks.guessing.guess import Guess
+from tasklora.tasks.guessing.roles import Said, Table
+from tasklora.tasks.guessing.rules import guess_task
 from tasklora.tasks.sources import (
     FEWEST_ROWS,
     FILE_FORMATS,
@@ -198,7 +199,7 @@ def propose(
         report: called with what is being read.
 
     Raises:
-        TaskLoraError: as :func:`~tasklora.tasks.guessing.guess_task`, or if rows cannot be read.
+        TaskLoraError: as :func:`~tasklora.tasks.guessing.rules.guess_task`, or if rows cannot be read.
     """
     proposals = []
     for task, place in places.items():
@@ -230,6 +231,10 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
     for split in looks:
         if split != "train":
             together = {n: merged(c, looks[split][n]) if n in looks[split] else c for n, c in together.items()}
+    for name in [*first.settings["inputs"], first.label]:
+        if together[name].holds == "mixed or nested values":
+            held = ", ".join(f"{look[name].holds} in {split}" for split, look in looks.items())
+            raise DataError(f"{place.shown}: column '{name}' holds {held}. Write it alike in every file.")
     guess = guess_task(Table(task, place.shown, together, said, several))
     used = Place(place.shown, {s: p for s, p in place.files.items() if s in rows}, place.hub)
     if used.hub is not None and "validation" not in rows:
