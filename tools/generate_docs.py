@@ -26,6 +26,7 @@ from tasklora.evaluation import ComparisonResults
 from tasklora.report import figures, methods_markdown, numbers, sizes
 from tasklora.report.loading import Source
 from tasklora.report.svg import Picture, legend, picture, series
+from tasklora.tasks import METRICS
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
 from tasklora.vision.augment import Augmentation
@@ -38,6 +39,17 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PRETRAINING = ROOT / "src" / "tasklora" / "vision" / "swin_scenes" / "pretraining.json"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+
+
+def task_metrics() -> str:
+    """Return every metric of text tasks with the kinds of tasks that it is for."""
+    rows = []
+    for name, metric in METRICS.items():
+        kinds = ", ".join(f"`{kind}`" for kind in metric.kinds) + (" with two classes" if metric.two_classes else "")
+        rows.append([f"`{name}`", kinds, metric.title, "higher" if metric.higher_is_better else "lower"])
+    header = ["metric", "kinds", "", "better"]
+    lines = ["| " + " | ".join(header) + " |", "| --- | --- | --- | --- |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def cli() -> str:
@@ -385,6 +397,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods_markdown,
     "features": features.table,
     "cli": cli,
+    "task_metrics": task_metrics,
     "recipes": recipe_keys,
     "dense_recipes": dense_recipe_keys,
     "glue": comparison("glue-comparison"),

@@ -7,30 +7,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers_kinds import CASES as KIND_CASES
 from tasklora.evaluation.bootstrap import resample_counts, resampled_metric
-from tasklora.tasks import METRICS
+from tasklora.tasks import METRICS, Answers
 
-CASES = [
-    (name, classes)
-    for name, metric in METRICS.items()
-    for classes in (2, 3)
-    if classes == 2 or (metric.kind == "classification" and not metric.two_classes)
-]
+CASES = [(name, kind) for name, metric in METRICS.items() for kind in metric.kinds]
 seeds = st.integers(0, 2**31)
 
 
-def one_by_one(metric, labels, predictions, counts):
+def one_by_one(metric, answers, counts):
     """Return the metric on each resample, its rows repeated as often as they were drawn."""
-    compute = METRICS[metric].compute
+
+    def drawn(values, of):
+        return None if values is None else np.repeat(values, of, axis=0)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns of draws with one class
-        return [compute(np.repeat(labels, drawn), np.repeat(predictions, drawn)) for drawn in counts]
+        return [
+            METRICS[metric].compute(
+                Answers(
+                    drawn(answers.labels, of),
+                    drawn(answers.predictions, of),
+                    drawn(answers.scores, of),
+                    answers.classes,
+                )
+            )
+            for of in counts
+        ]
 
 
-def sample(metric, generator, rows, classes):
-    if METRICS[metric].kind == "classification":
-        return generator.integers(0, classes, (2, rows)).astype(float)
-    return generator.normal(size=(2, rows)).round(1) + 2.7
+def check(metric, answers, counts):
+    expected = one_by_one(metric, answers, counts)
+    np.testing.assert_allclose(resampled_metric(metric, answers, counts), expected, rtol=1e-9, atol=1e-9)
 
 
 @given(seed=seeds, rows=st.integers(1, 400), resamples=st.integers(1, 20))
@@ -41,29 +49,38 @@ def test_a_resample_has_as_many_rows_as_the_sample(seed, rows, resamples):
     assert counts.min() >= 0
 
 
-@pytest.mark.parametrize(("metric", "classes"), CASES)
+@pytest.mark.parametrize(("metric", "kind"), CASES)
 @settings(max_examples=15)
 @given(seed=seeds, rows=st.integers(1, 30))
-def test_a_resampled_metric_is_the_metric_of_the_rows_drawn(metric, classes, seed, rows):
+def test_a_resampled_metric_is_the_metric_of_the_rows_drawn(metric, kind, seed, rows):
     generator = np.random.default_rng(seed)
-    labels, predictions = sample(metric, generator, rows, classes)
-    counts = resample_counts(rows, 5, generator)
-    expected = one_by_one(metric, labels, predictions, counts)
-    np.testing.assert_allclose(resampled_metric(metric, labels, predictions, counts), expected, rtol=1e-9, atol=1e-9)
+    answers = KIND_CASES[kind].answers(generator, rows)
+    check(metric, answers, resample_counts(rows, 5, generator))
+
+
+@pytest.mark.parametrize(
+    "metric", [name for name, m in METRICS.items() if "classification" in m.kinds and not m.two_classes]
+)
+@settings(max_examples=15)
+@given(seed=seeds, rows=st.integers(1, 30))
+def test_so_with_three_classes(metric, seed, rows):
+    generator = np.random.default_rng(seed)
+    labels, predictions = generator.integers(0, 3, (2, rows)).astype(float)
+    check(metric, Answers(labels, predictions), resample_counts(rows, 5, generator))
 
 
 @pytest.mark.parametrize("sides", ["predictions", "labels and predictions"])
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("metric", "kind"), CASES)
 @settings(max_examples=15)
 @given(seed=seeds, rows=st.integers(2, 40))
-def test_so_where_a_side_is_constant_in_some_resamples(metric, sides, seed, rows):
+def test_so_where_a_side_is_constant_in_some_resamples(metric, kind, sides, seed, rows):
     """One row differs from the others: a third of the resamples do not have it."""
     generator = np.random.default_rng(seed)
-    labels, predictions = sample(metric, generator, rows, 2)
-    for name, values in (("labels", labels), ("predictions", predictions)):
+    answers = KIND_CASES[kind].answers(generator, rows)
+    for name, values in (("labels", answers.labels), ("predictions", answers.predictions)):
         if name in sides:
             values[1:] = values[1]
-            values[0] = 1.0 - values[1]
-    counts = resample_counts(rows, 5, generator)
-    expected = one_by_one(metric, labels, predictions, counts)
-    np.testing.assert_allclose(resampled_metric(metric, labels, predictions, counts), expected, rtol=1e-9, atol=1e-9)
+            values[0] = np.where(np.isnan(values[1]), np.nan, np.abs(1.0 - values[1]))
+    if answers.labels.ndim == 2:  # of several values, both sides have as many as the labels
+        answers.predictions[:] = np.where(np.isnan(answers.labels), np.nan, np.nan_to_num(answers.predictions))
+    check(metric, answers, resample_counts(rows, 5, generator))

@@ -20,11 +20,11 @@ from tasklora.evaluation import (
     compare_cells,
     delta_m,
 )
-from tasklora.tasks import METRICS, TaskSpec
+from tasklora.tasks import METRICS, Answers, TaskSpec
 
 
 def spec_of(metric):
-    if METRICS[metric].kind == "regression":
+    if "regression" in METRICS[metric].kinds:
         return TaskSpec(kind="regression", inputs=["text"], range=(-99, 99), metrics=[metric], primary=metric)
     return TaskSpec(kind="classification", inputs=["text"], labels=["no", "yes"], metrics=[metric], primary=metric)
 
@@ -43,7 +43,7 @@ def cell(said, method="lora", seed=0, **changes):
         labels, values = np.asarray(labels, float), np.asarray(values, float)
         texts = [[f"{task} {place}"] for place in range(len(labels))]
         rows[task] = ScoredRows(texts, labels, values, np.full(len(labels), np.nan), np.zeros(len(labels)))
-        value = METRICS[metric].compute(labels, values)
+        value = METRICS[metric].compute(Answers(labels, values))
         signed = value if METRICS[metric].higher_is_better else -value
         scores[task] = TaskScore(
             rows=len(labels),

@@ -15,7 +15,7 @@ from tasklora.evaluation import (
     read_predictions,
     write_predictions,
 )
-from tasklora.tasks import METRICS, TaskRows, load_model
+from tasklora.tasks import METRICS, Answers, TaskRows, load_model
 
 
 def test_a_run_keeps_what_it_said_of_every_row(trained):
@@ -37,7 +37,9 @@ def test_a_run_keeps_what_it_said_of_every_row(trained):
 def test_the_scores_follow_from_it(trained):
     scores: SplitScores = trained.results.scores["validation"]
     for task, rows in read_predictions(trained.path / "predictions.jsonl").items():
-        expected = {name: METRICS[name].compute(rows.labels, rows.values) for name in scores.tasks[task].metrics}
+        expected = {
+            name: METRICS[name].compute(Answers(rows.labels, rows.values)) for name in scores.tasks[task].metrics
+        }
         assert scores.tasks[task].metrics == pytest.approx(expected)
         assert scores.tasks[task].loss == pytest.approx(rows.losses.mean(), abs=1e-6)
 

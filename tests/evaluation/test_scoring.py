@@ -6,7 +6,7 @@ import torch
 
 from helpers_runs import TASKS
 from tasklora.evaluation import predict_rows, score_tasks
-from tasklora.tasks import compute_metrics, load_model
+from tasklora.tasks import Answers, compute_metrics, load_model
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_scores_are_the_metrics_of_these_predictions(loaded, trained):
     assert named == TASKS
     for task, task_rows in rows.items():
         values, _, losses = one_by_one(model, collator, task, list(task_rows))
-        expected = compute_metrics(task_rows.spec.metrics, task_rows.labels, values)
+        expected = compute_metrics(task_rows.spec.metrics, Answers(task_rows.labels, values))
         assert scores.tasks[task].metrics == pytest.approx(expected, abs=1e-5)
         assert scores.tasks[task].loss == pytest.approx(losses.mean(), abs=1e-5)
         assert scores.tasks[task].rows == len(task_rows)

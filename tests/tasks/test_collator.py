@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from helpers_runs import tiny_tokenizer
-from tasklora.tasks import MultiTaskCollator
+from helpers_runs import SUITE, tiny_tokenizer
+from tasklora.tasks import MultiTaskCollator, TaskSpec
 
-TASKS = {"mood": "separate", "answer": "joint", "heat": "separate"}
+ENCODINGS = {"mood": "separate", "answer": "joint", "heat": "separate"}
+SPECS = {name: TaskSpec(**SUITE["tasks"][name]) for name in ENCODINGS}
 ROWS = [
     {"task": "heat", "texts": ["the cake", "it was icy"], "label": 3.5},
     {"task": "mood", "texts": ["good film"], "label": 1.0},
@@ -27,36 +28,41 @@ def text_of(tokenizer, batch, row):
 
 
 def test_rows_pairs_and_tasks_of_a_mixed_batch(tokenizer):
-    batch = MultiTaskCollator(tokenizer, TASKS, 32)(ROWS)
+    batch = MultiTaskCollator(tokenizer, SPECS, ENCODINGS, 32)(ROWS)
     assert batch["task_ids"].tolist() == [2, 0, 1, 2]
-    assert batch["pair_rows"].tolist() == [4, -1, -1, 5]  # second texts stand after the four rows
-    assert batch["row_task_ids"].tolist() == [2, 0, 1, 2, 2, 2]
+    assert batch["entries"].tolist() == [[0], [2], [3], [4]]
+    assert batch["entry_pairs"].tolist() == [[1], [-1], [-1], [5]]
+    assert batch["row_task_ids"].tolist() == [2, 2, 0, 1, 2, 2]
     assert [text_of(tokenizer, batch, row) for row in range(6)] == [
         "[CLS] the cake [SEP]",
+        "[CLS] it was icy [SEP]",
         "[CLS] good film [SEP]",
         "[CLS] is it [SEP] maybe so [SEP]",
         "[CLS] a room [SEP]",
-        "[CLS] it was icy [SEP]",
         "[CLS] hot [SEP]",
     ]
-    assert batch["token_type_ids"][2].tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert batch["labels"].tolist() == [3.5, 1.0, 1.0, 4.0]
+    assert batch["token_type_ids"][3].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert batch["labels"].tolist() == [[3.5], [1.0], [1.0], [4.0]]
     assert batch["labels"].dtype == torch.float32
-    assert {key: value.shape[0] for key, value in batch.items() if value.dim() == 2} == {
-        "input_ids": 6,
-        "attention_mask": 6,
-        "token_type_ids": 6,
+    assert {key: tuple(value.shape) for key, value in batch.items() if key not in ("input_ids", "labels")} == {
+        "attention_mask": (6, 7),
+        "token_type_ids": (6, 7),
+        "row_task_ids": (6,),
+        "task_ids": (4,),
+        "word_places": (0, 2),
+        "entries": (4, 1),
+        "entry_pairs": (4, 1),
     }
 
 
 def test_rows_without_labels_give_a_batch_without_labels(tokenizer):
-    batch = MultiTaskCollator(tokenizer, TASKS, 32)([{"task": "mood", "texts": ["good"]}])
+    batch = MultiTaskCollator(tokenizer, SPECS, ENCODINGS, 32)([{"task": "mood", "texts": ["good"]}])
     assert "labels" not in batch
-    assert batch["pair_rows"].tolist() == [-1]
+    assert batch["entry_pairs"].tolist() == [[-1]]
 
 
 def test_long_texts_are_truncated(tokenizer):
-    collator = MultiTaskCollator(tokenizer, TASKS, 8)
+    collator = MultiTaskCollator(tokenizer, SPECS, ENCODINGS, 8)
     long = " ".join(["the"] * 30)
     batch = collator(
         [
@@ -71,6 +77,6 @@ def test_long_texts_are_truncated(tokenizer):
 
 
 def test_padding_is_masked(tokenizer):
-    batch = MultiTaskCollator(tokenizer, TASKS, 32)(ROWS)
+    batch = MultiTaskCollator(tokenizer, SPECS, ENCODINGS, 32)(ROWS)
     assert ((batch["input_ids"] == tokenizer.pad_token_id) == (batch["attention_mask"] == 0)).all()
-    assert batch["attention_mask"].sum(dim=1).tolist() == [4, 4, 7, 4, 5, 3]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [4, 5, 4, 7, 4, 3]

@@ -360,7 +360,7 @@ def test_ranking(any_kind):
     found = guess({"query": query, "document": texts(), "label": cycle([0, 0, 1, 0, 2, 0])})
     assert found.kind == "ranking"
     assert (found.settings["inputs"], found.settings["primary"]) == (["query", "document"], "ndcg")
-    found = guess({"document": texts(), "query": query, "relevant": cycle([True, False])})
+    found = guess({"document": texts(), "query": query, "relevant": cycle([1, 0])})
     assert (found.settings["inputs"], found.settings["primary"]) == (["query", "document"], "mrr")
     once = guess({"query": texts(2), "document": texts(), "label": cycle([0, 1])})
     assert once.kind == "classification"  # no query comes again

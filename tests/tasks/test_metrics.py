@@ -9,13 +9,13 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasklora.tasks import METRICS, compute_metrics
+from tasklora.tasks import METRICS, Answers, compute_metrics
 
 seeds = st.integers(0, 2**31)
 
 
 def one(name, labels, predictions):
-    return compute_metrics([name], np.asarray(labels, float), np.asarray(predictions, float))[name]
+    return compute_metrics([name], Answers(np.asarray(labels, float), np.asarray(predictions, float)))[name]
 
 
 @given(seed=seeds, rows=st.integers(2, 60))
@@ -25,7 +25,7 @@ def test_metrics_of_two_classes(seed, rows):
     tp, tn = np.sum((labels == 1) & (predictions == 1)), np.sum((labels == 0) & (predictions == 0))
     fp, fn = np.sum((labels == 0) & (predictions == 1)), np.sum((labels == 1) & (predictions == 0))
     root = math.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    values = compute_metrics(["accuracy", "mcc", "f1"], labels.astype(float), predictions.astype(float))
+    values = compute_metrics(["accuracy", "mcc", "f1"], Answers(labels.astype(float), predictions.astype(float)))
     assert values["accuracy"] == pytest.approx((tp + tn) / rows)
     assert values["mcc"] == pytest.approx((tp * tn - fp * fn) / root if root else 0.0)
     assert values["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0)

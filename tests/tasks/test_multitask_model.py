@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from helpers_runs import METHODS, use_method
 from tasklora.errors import ConfigError
-from tasklora.tasks import MultiTaskModel, TaskHead, TaskSpec
+from tasklora.tasks import MultiTaskModel, TaskSpec, head_of
 
 ROWS = [
     {"task": "heat", "texts": ["the cake was very very very good", "icy"], "label": 3.0},
@@ -81,12 +81,11 @@ def test_a_separate_pair_is_compared_by_its_head(project):
     model, batch = prepared.model, batch_of(prepared)
     assert model.heads["heat"].linear.in_features == 4 * model.heads["answer"].linear.in_features
     pooled = model.embed(batch["row_task_ids"], batch["attention_mask"], input_ids=batch["input_ids"])
-    first, second = pooled[0], pooled[6]  # the second text of row 0 stands first after the six rows
+    first, second = pooled[0], pooled[1]  # the second text of row 0 is the encoder's second row
     features = torch.cat([first, second, (first - second).abs(), first * second])
     expected = model.heads["heat"].linear(features)
-    tokens = {"input_ids": batch["input_ids"]}
-    layout = {key: batch[key] for key in ("task_ids", "row_task_ids", "pair_rows", "attention_mask")}
-    torch.testing.assert_close(model(**layout, **tokens).logits[2][0], expected)
+    del batch["labels"], batch["token_type_ids"]
+    torch.testing.assert_close(model(**batch).logits[2][0], expected)
 
 
 @torch.no_grad()
@@ -107,20 +106,20 @@ def test_only_adapter_and_heads_are_trained(project):
 
 def test_standardised_labels_come_back():
     spec = TaskSpec(kind="regression", inputs=["a", "b"], range=(0, 5), metrics=["rmse"], primary="rmse")
-    head = TaskHead(spec, 8, 0.0)
+    head = head_of(spec, 8, 0.0)
     labels = torch.tensor([0.5, 4.0, 3.0, 2.5])
     head.fit_labels(labels, None)
     standardised = (labels - labels.mean()) / labels.std(correction=0)
     torch.testing.assert_close(head.predict(standardised[:, None]), labels)
-    torch.testing.assert_close(head.losses(standardised[:, None], labels), torch.zeros(4), atol=1e-12, rtol=0)
+    torch.testing.assert_close(head.losses(standardised[:, None], labels[:, None]), torch.zeros(4), atol=1e-12, rtol=0)
     assert head.predict(torch.tensor([[99.0], [-99.0]])).tolist() == [5.0, 0.0]  # cut to the range
 
 
 def test_constant_labels_are_survived():
     spec = TaskSpec(kind="regression", inputs=["a", "b"], range=(0, 5), metrics=["rmse"], primary="rmse")
-    head = TaskHead(spec, 8, 0.0)
+    head = head_of(spec, 8, 0.0)
     head.fit_labels(torch.tensor([3.0, 3.0]), None)
-    assert head.losses(torch.zeros(1, 1), torch.tensor([3.0])).tolist() == [0.0]
+    assert head.losses(torch.zeros(1, 1), torch.tensor([[3.0]])).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ["mnli.matched", "type", "keys"])

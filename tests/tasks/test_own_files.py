@@ -157,7 +157,7 @@ def test_splits_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match="no rows for split 'train': its files are those of test"):
         load({"test": path}, ["train"])
     few = str(write(tmp_path / "few.csv", 2))
-    with pytest.raises(DataError, match=r"few.csv has 2 rows, too few to hold some out for validation"):
+    with pytest.raises(DataError, match="task 'mine': 2 rows are too few to hold some out for validation"):
         load(few)
     DatasetDict(train=Dataset.from_dict(COLUMNS)).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(DataError, match=r"holds several splits: train. Name one, as .*saved/train"):

@@ -11,8 +11,7 @@ import yaml
 
 from helpers_runs import SUITE
 from tasklora.errors import ConfigError, DataError
-from tasklora.tasks import TaskSpec, load_suite, shipped_suites
-from tasklora.tasks.metrics import METRICS
+from tasklora.tasks import load_suite, shipped_suites
 
 # task: columns, outputs of the head, metrics (the primary one first), class weights
 GLUE = {
@@ -111,10 +110,15 @@ def test_wrong_selections(project, include, says):
         ("answer", "metrics", ["f1"], "metric 'f1' is for two classes, the task has 3"),
         ("heat", "range", None, "needs `range: [lowest, highest]`"),
         ("heat", "range", [4, 0], "needs `range: [lowest, highest]`"),
-        ("heat", "class_weights", "balanced", "class_weights apply to classification only"),
+        (
+            "heat",
+            "class_weights",
+            "balanced",
+            "class_weights apply to classification, multi_label, token_classification only",
+        ),
         ("heat", "inputs", ["a", "b", "c"], "tasks.heat.inputs"),
         ("heat", "inputs", "text", "tasks.heat.inputs"),
-        ("heat", "kind", "ranking", "tasks.heat.kind"),
+        ("heat", "kind", "rankings", "'tasks.heat.kind': unknown kind 'rankings'. Did you mean 'ranking'?"),
         ("heat", "hub", {"pth": "x"}, "unknown key 'tasks.heat.hub.pth'. Did you mean 'path'?"),
     ],
 )
@@ -148,9 +152,3 @@ def test_files_that_are_no_suite(tmp_path, content, says):
         load_suite(str(path))
     assert says in str(caught.value)
     assert not (tmp_path / "pwned").exists()
-
-
-def test_every_metric_can_be_a_tasks_metric():
-    for name, metric in METRICS.items():
-        shape = {"labels": ["no", "yes"]} if metric.kind == "classification" else {"range": [0, 1]}
-        assert TaskSpec(kind=metric.kind, inputs=["text"], metrics=[name], primary=name, **shape).primary == name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from tasklora.errors import ConfigError, DataError, did_you_mean, listing
+from tasklora.errors import ConfigError, DataError
 from tasklora.evaluation import predict_rows
-from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, TaskSpec
+from tasklora.tasks import KINDS, BaseModel, MultiTaskModel, SavedModel, TaskSpec
+from tasklora.tasks.formats import FORMATS
+from tasklora.tasks.kinds import WrongValueError, require_columns
 from tasklora.tasks.sources import FILE_FORMATS, read_table
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
@@ -31,23 +34,24 @@ def check_is_text(texts: list[str], out: Path | None, raw: bool) -> None:
 def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) -> list[dict[str, Any]]:
     """Return rows ``{"texts": […]}`` from the command line's texts or a file.
 
+    On the command line: each text, or two by two for pairs; one question and its choices; one query and its documents;
+    sentences, whose words are parted by spaces.
+
     Raises:
         DataError: if there is neither or both, an odd number of texts for a task on pairs, a column is missing, or the
             file cannot be read or has no rows.
     """
     if bool(texts) == (file is not None):
         raise DataError("give texts to predict, or --file FILE: one of the two.")
-    size = len(spec.inputs)
+    kind = KINDS[spec.kind]
     if file is None:
-        if len(texts) % size:
-            raise DataError(f"task '{task}' reads pairs ({', '.join(spec.inputs)}): give two texts for each row.")
-        return [{"texts": texts[start : start + size]} for start in range(0, len(texts), size)]
+        return [{"texts": row} for row in kind.from_arguments(spec, task, texts)]
     if not file.is_file():
         raise DataError(f"no file {file}.")
     if file.suffix == ".txt":
-        if size != 1:
+        if len(spec.inputs) != 1:
             raise DataError(f"task '{task}' reads pairs: give a .jsonl or .csv with columns {', '.join(spec.inputs)}.")
-        rows = [{"texts": [line]} for line in _text_of(file).splitlines() if line.strip()]
+        rows = [{"texts": kind.from_line(line)} for line in _text_of(file).splitlines() if line.strip()]
     else:
         rows = _from_table(spec, file)
     if not rows:
@@ -65,34 +69,34 @@ def _text_of(file: Path) -> str:
 def _from_table(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
     if file.suffix not in FILE_FORMATS:
         raise DataError(f"cannot read {file.name}: use one of .txt, {', '.join(FILE_FORMATS)}.")
-    table = read_table(file)
-    for column in spec.inputs:
-        if column not in table.column_names:
-            raise DataError(
-                f"{file}: no column '{column}'.{did_you_mean(column, table.column_names)} "
-                f"It has: {listing(table.column_names)}."
-            )
-    rows = [{"texts": [row[column] for column in spec.inputs]} for row in table]
-    for index, row in enumerate(rows):
-        if not all(isinstance(text, str) for text in row["texts"]):
-            raise DataError(f"{file}, row {index}: an input is no text: {row['texts']!r}.")
+    kind, table = KINDS[spec.kind], read_table(file)
+    columns = kind.text_columns(spec)
+    if spec.format is not None and not set(columns) <= set(table.column_names):
+        table = FORMATS[spec.format](table, str(file))
+    require_columns(table, columns, str(file))
+    table = kind.arranged(spec, table, str(file), labelled=False)
+    rows = []
+    for index, values in enumerate(zip(*(table[column] for column in columns), strict=True)):
+        try:
+            rows.append({"texts": kind.texts(spec, values)})
+        except WrongValueError as error:
+            raise DataError(f"{file}, row {index}: {error}") from None
     return rows
 
 
 def prediction_records(
     model: MultiTaskModel, about: SavedModel, base: BaseModel, task: str, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return, for each row, its texts and the prediction (with its probability, for classes)."""
+    """Return, for each row, its texts and the prediction, with its probability where one answer is said."""
     prediction = predict_rows(model, task, rows, about.collator(base.tokenizer))
     spec = about.tasks[task]
+    kind = KINDS[spec.kind]
     records = []
     for index, row in enumerate(rows):
-        record: dict[str, Any] = dict(zip(spec.inputs, row["texts"], strict=True))
-        value = prediction.values[index]
-        if prediction.probabilities is None:
-            record["prediction"] = round(float(value), 4)
-        else:
-            record["prediction"] = (spec.labels or [])[int(value)]
-            record["probability"] = round(float(prediction.probabilities[index].max()), 4)
+        record = kind.input_record(spec, row["texts"])
+        record["prediction"] = kind.answer(spec, row["texts"], prediction.values[index])
+        if prediction.probabilities is not None:
+            probability = kind.confidence(prediction.probabilities[index])
+            record["probability"] = None if math.isnan(probability) else round(probability, 4)
         records.append(record)
     return records

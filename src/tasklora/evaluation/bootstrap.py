@@ -7,11 +7,14 @@ computed for all resamples at once from the counts, the others one by one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasklora.tasks import METRICS
+from tasklora.tasks import METRICS, Answers
+from tasklora.tasks.row_metrics import RowSums
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -22,30 +25,66 @@ def resample_counts(rows: int, resamples: int, generator: np.random.Generator) -
     return generator.multinomial(rows, np.full(rows, 1.0 / rows), size=resamples)
 
 
-def resampled_metric(metric: str, labels: Array, predictions: Array, counts: Counts) -> Array:
+def resampled_metric(metric: str, answers: Answers, counts: Counts) -> Array:
     """Return a metric on each resample, NaN where it is undefined on the rows drawn.
 
     Args:
         metric: a key of :data:`tasklora.tasks.METRICS`.
-        labels: (rows,).
-        predictions: (rows,).
+        answers: labels, predictions and scores of the rows.
         counts: (resamples, rows), as of :func:`resample_counts`.
 
     Returns:
         (resamples,)
     """
-    if metric in _FROM_CONFUSION:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _form(metric, answers)(answers, counts)
+
+
+Resampled: TypeAlias = Callable[[Answers, Counts], Array]
+"""(answers, counts) → the metric on each resample."""
+
+
+def _form(metric: str, answers: Answers) -> Resampled:
+    """Return the quickest way to a metric of many resamples."""
+    compute = METRICS[metric].compute
+    if isinstance(compute, RowSums):
+        sums = compute
+        return lambda answers, counts: sums.finish(counts @ sums.statistics(answers))
+    several = answers.labels.ndim == 2
+    return (_OF_SEVERAL_LABELS if several else _OF_ONE_LABEL).get(metric) or partial(_one_by_one, compute)
+
+
+def _one_by_one(compute: Callable[[Answers], float], answers: Answers, counts: Counts) -> Array:
+    def drawn(values: Array, of: NDArray[np.int64]) -> Array:
+        return np.repeat(values, of, axis=0)
+
+    scores = answers.scores
+    return np.array(
+        [
+            compute(
+                Answers(
+                    drawn(answers.labels, of),
+                    drawn(answers.predictions, of),
+                    None if scores is None else drawn(scores, of),
+                    answers.classes,
+                )
+            )
+            for of in counts
+        ]
+    )
+
+
+def _from_confusion(compute: Callable[[Array], Array]) -> Resampled:
+    """Return a metric of (resamples, label, prediction) counts."""
+
+    def of_counts(answers: Answers, counts: Counts) -> Array:
+        labels, predictions = answers.labels, answers.predictions
         classes = int(max(labels.max(), predictions.max())) + 1
         cells = np.zeros((len(labels), classes * classes))
         cells[np.arange(len(labels)), (labels * classes + predictions).astype(int)] = 1.0
-        confusion = (counts @ cells).reshape(-1, classes, classes)  # (resamples, label, prediction)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return _FROM_CONFUSION[metric](confusion)
-    if metric in _FROM_ROWS:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return _FROM_ROWS[metric](labels, predictions, counts)
-    compute = METRICS[metric].compute
-    return np.array([compute(np.repeat(labels, drawn), np.repeat(predictions, drawn)) for drawn in counts])
+        return compute((counts @ cells).reshape(-1, classes, classes))
+
+    return of_counts
 
 
 def _accuracy(confusion: Array) -> Array:
@@ -78,8 +117,77 @@ def _f1_macro(confusion: Array) -> Array:
     return np.asarray(np.nanmean(_f1_by_class(confusion), axis=1))
 
 
-def _pearson(labels: Array, predictions: Array, counts: Counts) -> Array:
-    x, y = labels - labels.mean(), predictions - predictions.mean()  # centred first: less cancellation
+def _auc(answers: Answers, counts: Counts) -> Array:
+    """Σ over tied groups of P_g (N below g + N_g / 2) / (P N): the share of pairs that are in the right order."""
+    if answers.scores is None:
+        return np.full(len(counts), np.nan)
+    positives, negatives = _by_score(answers.labels, answers.scores, counts)  # the highest scores first
+    below = negatives.sum(axis=1, keepdims=True) - negatives.cumsum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return np.where(pairs > 0, (positives * (below + negatives / 2)).sum(axis=1) / pairs, np.nan)
+
+
+def _average_precision(answers: Answers, counts: Counts) -> Array:
+    if answers.scores is None:
+        return np.full(len(counts), np.nan)
+    return _precision_of_class(answers.labels, answers.scores, counts)
+
+
+def _precision_of_class(labels: Array, scores: Array, counts: Counts) -> Array:
+    """Σ_g P_g / P · precision at g, over tied groups g."""
+    positives, negatives = _by_score(labels, scores, counts)
+    precision = positives.cumsum(axis=1) / (positives + negatives).cumsum(axis=1)
+    total = positives.sum(axis=1)
+    return np.where(total > 0, np.nansum(positives * precision, axis=1) / total, np.nan)
+
+
+def _by_score(labels: Array, scores: Array, counts: Counts) -> tuple[Array, Array]:
+    """Return how many rows of class 1, and of class 0, were drawn of each score, the highest first: (resamples, G)."""
+    groups = np.unique(-scores, return_inverse=True)[1]
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    of_class = [np.add.reduceat((counts * (labels == one))[:, order], starts, axis=1) for one in (1, 0)]
+    return of_class[0].astype(np.float64), of_class[1].astype(np.float64)
+
+
+def _mean_average_precision(answers: Answers, counts: Counts) -> Array:
+    if answers.scores is None:
+        return np.full(len(counts), np.nan)
+    of_classes = [
+        _precision_of_class(labels, scores, counts)
+        for labels, scores in zip(answers.labels.T, answers.scores.T, strict=True)
+    ]
+    return _mean_of_defined(np.stack(of_classes, axis=1))
+
+
+def _mean_of_defined(values: Array) -> Array:
+    """Return the mean over the second axis of what is not NaN; NaN where nothing is."""
+    defined = np.isfinite(values).sum(axis=1)
+    return np.where(defined > 0, np.nansum(values, axis=1) / np.maximum(defined, 1), np.nan)
+
+
+def _counts_by_class(answers: Answers, counts: Counts) -> tuple[Array, Array]:
+    """Return of each of several labels how often it is right, and label plus prediction: (resamples, classes)."""
+    return counts @ (answers.labels * answers.predictions), counts @ (answers.labels + answers.predictions)
+
+
+def _f1_micro_of_several(answers: Answers, counts: Counts) -> Array:
+    right, both = _counts_by_class(answers, counts)
+    return np.nan_to_num(2 * right.sum(axis=1) / both.sum(axis=1))
+
+
+def _f1_macro_of_several(answers: Answers, counts: Counts) -> Array:
+    right, both = _counts_by_class(answers, counts)
+    return np.asarray(np.nan_to_num(2 * right / both).mean(axis=1))
+
+
+def _subset_accuracy(answers: Answers, counts: Counts) -> Array:
+    return np.asarray(counts @ (answers.labels == answers.predictions).all(axis=1) / counts.sum(axis=1))
+
+
+def _pearson(answers: Answers, counts: Counts) -> Array:
+    x = answers.labels - answers.labels.mean()  # centred first: less cancellation
+    y = answers.predictions - answers.predictions.mean()
     rows = counts.sum(axis=1)
     mean_x, mean_y = counts @ x / rows, counts @ y / rows
     square_x, square_y = counts @ x**2 / rows, counts @ y**2 / rows
@@ -90,15 +198,24 @@ def _pearson(labels: Array, predictions: Array, counts: Counts) -> Array:
     return np.where(varies, covariance / np.sqrt(np.where(varies, variance_x * variance_y, 1.0)), np.nan)
 
 
-def _rmse(labels: Array, predictions: Array, counts: Counts) -> Array:
-    mean: Array = np.sqrt(counts @ (labels - predictions) ** 2 / counts.sum(axis=1))
+def _rmse(answers: Answers, counts: Counts) -> Array:
+    mean: Array = np.sqrt(counts @ (answers.labels - answers.predictions) ** 2 / counts.sum(axis=1))
     return mean
 
 
-_FROM_CONFUSION: dict[str, Callable[[Array], Array]] = {
-    "accuracy": _accuracy,
-    "mcc": _mcc,
-    "f1": _f1,
-    "f1_macro": _f1_macro,
+_OF_ONE_LABEL: dict[str, Resampled] = {
+    "accuracy": _from_confusion(_accuracy),
+    "mcc": _from_confusion(_mcc),
+    "f1": _from_confusion(_f1),
+    "f1_macro": _from_confusion(_f1_macro),
+    "auc": _auc,
+    "average_precision": _average_precision,
+    "pearson": _pearson,
+    "rmse": _rmse,
 }
-_FROM_ROWS: dict[str, Callable[[Array, Array, Counts], Array]] = {"pearson": _pearson, "rmse": _rmse}
+_OF_SEVERAL_LABELS: dict[str, Resampled] = {
+    "f1_micro": _f1_micro_of_several,
+    "f1_macro": _f1_macro_of_several,
+    "subset_accuracy": _subset_accuracy,
+    "map": _mean_average_precision,
+}

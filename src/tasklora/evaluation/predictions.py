@@ -7,6 +7,7 @@ of each image that its metrics are made of.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from tasklora.evaluation.bootstrap import Counts, resampled_metric
 from tasklora.evaluation.dense import ScoredImages
 from tasklora.evaluation.results import write_text_whole
 from tasklora.evaluation.runner import Prediction
-from tasklora.tasks import METRICS, TaskRows, TaskSpec
+from tasklora.tasks import METRICS, Answers, TaskRows, TaskSpec
+from tasklora.tasks.ragged import count, fitted, padded, unpadded
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -30,11 +32,12 @@ class ScoredRows:
     """The rows of one task with what was said of them, in the order of the rows.
 
     Attributes:
-        texts: the inputs of each row.
-        labels: (rows,) class ids or values.
-        values: (rows,) predictions, of the same kind.
-        confidences: (rows,) probability of the predicted class; NaN for regression.
+        texts: the texts of each row: its inputs; then its choices or documents; or its words.
+        labels: (rows,) class ids, places of choices or values; (rows, V) where a row has several, NaN where fewer.
+        values: predictions, of the shape of `labels`; NaN also for words that were cut off.
+        confidences: (rows,) probability of what is said (of several things, their mean); NaN where there is none.
         losses: (rows,).
+        scores: what metrics on scores read, see :class:`~tasklora.tasks.Answers`; None where it was not kept.
     """
 
     texts: list[list[str]]
@@ -42,6 +45,7 @@ class ScoredRows:
     values: NDArray[np.float64]
     confidences: NDArray[np.float64]
     losses: NDArray[np.float64]
+    scores: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,11 +53,15 @@ class ScoredRows:
     def same_rows(self, other: Any) -> bool:
         """Return whether another run was scored on the same rows."""
         same_texts = isinstance(other, ScoredRows) and self.texts == other.texts
-        return same_texts and np.array_equal(self.labels, other.labels)
+        return same_texts and np.array_equal(self.labels, other.labels, equal_nan=True)
 
     def drawn_as(self, task: str) -> str:
         """Return a name of what is resampled: every task has rows of its own."""
         return task
+
+    def answers(self, spec: TaskSpec) -> Answers:
+        """Return what metrics are computed of."""
+        return Answers(self.labels, self.values, self.scores, spec.labels or ())
 
     def resampled(self, spec: TaskSpec, counts: Counts) -> NDArray[np.float64]:
         """Return the score (higher is better) on each resample of the rows: (resamples,).
@@ -63,7 +71,7 @@ class ScoredRows:
             counts: (resamples, rows), how often each row was drawn.
         """
         sign = 1.0 if METRICS[spec.primary].higher_is_better else -1.0
-        return sign * resampled_metric(spec.primary, self.labels, self.values, counts)
+        return sign * resampled_metric(spec.primary, self.answers(spec), counts)
 
     def for_average(self, spec: TaskSpec, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what scores count in an average over tasks: themselves."""
@@ -93,20 +101,28 @@ def write_image_statistics(path: Path, images: Mapping[str, ScoredImages]) -> No
 
 
 def write_predictions(path: Path, rows: Mapping[str, TaskRows], predictions: Mapping[str, Prediction]) -> None:
-    """Write one line per row: task, texts, label, prediction, confidence (null for regression), loss."""
+    """Write one line per row: task, texts, label, prediction, confidence (null where there is none), loss.
+
+    Label and prediction are lists where a row has several, with null for a word that was cut off. Where metrics read
+    more than the prediction, `scores` has it: the probability of class 1 of two, or of each of several labels.
+    """
     lines = []
     for task, prediction in predictions.items():
         assert prediction.losses is not None
+        answers, kind = prediction.answers(rows[task]), rows[task].kind
         for place, row in enumerate(rows[task]):
-            probabilities = prediction.probabilities
+            length, probabilities = count(answers.labels[place]), prediction.probabilities
+            confidence = math.nan if probabilities is None else kind.confidence(probabilities[place])
             record = {
                 "task": task,
                 "texts": row["texts"],
                 "label": row["label"],
-                "prediction": float(prediction.values[place]),
-                "confidence": None if probabilities is None else round(float(probabilities[place].max()), 6),
+                "prediction": unpadded(answers.predictions[place], length),
+                "confidence": None if math.isnan(confidence) else round(confidence, 6),
                 "loss": round(float(prediction.losses[place]), 6),
             }
+            if answers.scores is not None:
+                record["scores"] = np.round(answers.scores[place], 9).tolist()
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text_whole(path, "".join(lines))
 
@@ -142,10 +158,12 @@ def _scored(records: list[dict[str, Any]]) -> Scored:
             column("statistics"),
             column("loss"),
         )
+    labels = padded([record["label"] for record in records])
     return ScoredRows(
         [record["texts"] for record in records],
-        column("label"),
-        column("prediction"),
+        labels,
+        fitted(padded([record["prediction"] for record in records]), labels),
         column("confidence"),
         column("loss"),
+        padded([record["scores"] for record in records]) if "scores" in records[0] else None,
     )

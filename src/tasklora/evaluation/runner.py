@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tasklora.evaluation.results import ParameterCounts, SplitScores, TaskScore
-from tasklora.tasks import METRICS, MultiTaskCollator, MultiTaskModel, TaskRows, compute_metrics
+from tasklora.tasks import KINDS, METRICS, Answers, MultiTaskCollator, MultiTaskModel, TaskRows, compute_metrics
+from tasklora.tasks.ragged import Array, fitted, padded
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -22,14 +23,20 @@ class Prediction:
     """Predictions for the rows of one task, in their order.
 
     Attributes:
-        values: (rows,) class ids or values.
-        probabilities: (rows, classes), None for regression.
+        values: (rows,) class ids, places of choices or values; (rows, W) for each class, word or document, NaN where a
+            row has fewer, or a word was cut off.
+        probabilities: (rows, classes), (rows, choices) or (rows, words); None where the kind has none.
         losses: (rows,) or None without labels.
     """
 
-    values: np.ndarray[Any, Any]
-    probabilities: np.ndarray[Any, Any] | None
-    losses: np.ndarray[Any, Any] | None
+    values: Array
+    probabilities: Array | None
+    losses: Array | None
+
+    def answers(self, rows: TaskRows) -> Answers:
+        """Return what metrics are computed of."""
+        scores = None if self.probabilities is None else rows.kind.scores(self.probabilities)
+        return Answers(rows.labels, fitted(self.values, rows.labels), scores, rows.spec.labels or ())
 
 
 def predict_rows(
@@ -46,30 +53,35 @@ def predict_rows(
         task: the task's name.
         rows: ``{"texts": […], "label": …}``, the label optional.
         collator: makes the batches.
-        batch_size: rows per batch; rows of similar length go together.
+        batch_size: rows per batch, a row of several choices or documents counting as often; rows of similar length go
+            together.
     """
     device = next(model.parameters()).device
-    head = model.heads[task]
+    head: Any = model.heads[task]
+    kind = KINDS[model.specs[task].kind]
     order = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index]["texts"])))
-    values, probabilities, losses = np.empty(len(rows)), [None] * len(rows), np.empty(len(rows))
+    values: list[Any] = [None] * len(rows)
+    probabilities: list[Any] = [None] * len(rows)
+    losses = np.empty(len(rows))
     has_labels = bool(rows) and "label" in rows[0]
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for chunk in _chunks(order, batch_size):
+            for chunk in _chunks(order, [kind.sequences(row["texts"]) for row in rows], batch_size):
                 batch = collator([{**rows[index], "task": task} for index in chunk])
                 output = model(**{key: value.to(device) for key, value in batch.items()})
                 (logits,) = output.logits.values()
-                values[chunk] = head.predict(logits).cpu().double().numpy()  # type: ignore[operator, union-attr]
-                for index, row in zip(chunk, torch.softmax(logits.float(), dim=-1).cpu().numpy(), strict=True):
-                    probabilities[index] = row
+                _spread(values, chunk, head.predict(logits))
+                _spread(probabilities, chunk, head.probabilities(logits))
                 if has_labels:
                     losses[chunk] = output.losses.cpu().double().numpy()
     finally:
         model.train(was_training)
-    is_class = model.specs[task].kind == "classification"
-    return Prediction(values, np.stack(probabilities) if is_class else None, losses if has_labels else None)  # type: ignore[arg-type]
+    has_probabilities = bool(rows) and probabilities[0] is not None
+    return Prediction(
+        padded(values), padded(probabilities) if has_probabilities else None, losses if has_labels else None
+    )
 
 
 def predict_tasks(
@@ -102,7 +114,7 @@ def scores_of(rows: Mapping[str, TaskRows], predictions: Mapping[str, Prediction
     for name, prediction in predictions.items():
         spec = rows[name].spec
         assert prediction.losses is not None
-        metrics = compute_metrics(spec.metrics, rows[name].labels, prediction.values)
+        metrics = compute_metrics(spec.metrics, prediction.answers(rows[name]))
         value = metrics[spec.primary]
         signed = value if METRICS[spec.primary].higher_is_better else -value
         scores[name] = TaskScore(
@@ -149,5 +161,22 @@ def _group_of(model: nn.Module, name: str) -> str:
     return "other"
 
 
-def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
-    return (order[start : start + size] for start in range(0, len(order), size))
+def _chunks(order: list[int], sizes: list[int], most: int) -> Iterator[list[int]]:
+    """Return the rows in batches whose sizes add up to no more than `most`; a larger row is alone."""
+    chunk: list[int] = []
+    size = 0
+    for index in order:
+        if chunk and size + sizes[index] > most:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(index)
+        size += sizes[index]
+    if chunk:
+        yield chunk
+
+
+def _spread(target: list[Any], places: list[int], rows: torch.Tensor | None) -> None:
+    """Put the rows of a batch into their places."""
+    if rows is not None:
+        for place, row in zip(places, rows.cpu().double().numpy(), strict=True):
+            target[place] = row

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasklora.evaluation import ScoredRows
-from tasklora.tasks import TaskSpec
+from tasklora.tasks import KINDS, TaskSpec
 
 PER_TASK = 5
 LONGEST = 320
@@ -48,7 +48,7 @@ class TaskErrors:
 
 
 def worst_errors(task: str, spec: TaskSpec, rows: ScoredRows, others: Mapping[str, ScoredRows]) -> TaskErrors:
-    """Return the worst errors of a task: the surest wrong classes, or the values that are furthest off.
+    """Return the worst errors of a task: the surest wrong answers, or those that are furthest off.
 
     Args:
         task: its name.
@@ -56,36 +56,35 @@ def worst_errors(task: str, spec: TaskSpec, rows: ScoredRows, others: Mapping[st
         rows: what the shown run said.
         others: title of another method → what it said of the same rows.
     """
-    off = np.abs(rows.values - rows.labels)
-    if spec.kind == "classification":
-        wrong = np.flatnonzero(off > 0)
+    kind = KINDS[spec.kind]
+    errors = np.array([kind.error(label, value) for label, value in zip(rows.labels, rows.values, strict=True)])
+    wrong = np.flatnonzero(errors > 0)
+    if kind.all_or_nothing:
         order = wrong[np.argsort(-rows.confidences[wrong], kind="stable")]
-        summary = f"{len(wrong)} of {len(off)} rows are wrong; shown are those that the model was surest of."
+        shown = "shown are those that the model was surest of"
     else:
-        order = np.argsort(-off, kind="stable")
-        summary = f"Predictions are {off.mean():.2f} off on average; shown are the {PER_TASK} that are furthest off."
-    return TaskErrors(task, summary, [_example(spec, rows, int(place), others) for place in order[:PER_TASK]])
-
-
-def _example(spec: TaskSpec, rows: ScoredRows, place: int, others: Mapping[str, ScoredRows]) -> Example:
-    certainty = (
-        f"{rows.confidences[place]:.0%} sure"
-        if spec.kind == "classification"
-        else f"{abs(rows.values[place] - rows.labels[place]):.2f} off"
+        order = wrong[np.argsort(-errors[wrong], kind="stable")]
+        shown = f"shown are the {PER_TASK} that are furthest off"
+    return TaskErrors(
+        task,
+        f"{kind.error_summary(errors)}; {shown}.",
+        [_example(spec, rows, int(place), errors[place], others) for place in order[:PER_TASK]],
     )
+
+
+def _example(spec: TaskSpec, rows: ScoredRows, place: int, error: float, others: Mapping[str, ScoredRows]) -> Example:
+    kind, texts = KINDS[spec.kind], rows.texts[place]
     return Example(
-        texts={name: _cut(text) for name, text in zip(spec.inputs, rows.texts[place], strict=True)},
-        label=_said(spec, rows.labels[place]),
-        prediction=_said(spec, rows.values[place]),
-        certainty=certainty,
-        others={title: _said(spec, other.values[place]) for title, other in others.items()},
+        texts={name: _cut(_joined(value)) for name, value in kind.input_record(spec, texts).items()},
+        label=kind.shown(spec, texts, rows.labels[place]),
+        prediction=kind.shown(spec, texts, rows.values[place]),
+        certainty=f"{rows.confidences[place]:.0%} sure" if kind.all_or_nothing else kind.error_shown(error),
+        others={title: kind.shown(spec, texts, other.values[place]) for title, other in others.items()},
     )
 
 
-def _said(spec: TaskSpec, value: float) -> str:
-    if spec.kind == "classification":
-        return str((spec.labels or [])[int(value)])
-    return f"{value:.2f}"
+def _joined(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " / ".join(value)
 
 
 def _cut(text: str) -> str:

@@ -3,9 +3,12 @@
 from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
 from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.data import TaskData, TaskRows, load_tasks
+from tasklora.tasks.heads import HEADS, TaskHead, head_of
+from tasklora.tasks.kinds import KINDS, Kind
 from tasklora.tasks.methods import TRAINING_METHODS, TrainingMethod, training_method
 from tasklora.tasks.metrics import METRICS, compute_metrics
-from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput, TaskHead
+from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput
+from tasklora.tasks.row_metrics import Answers
 from tasklora.tasks.saved_model import (
     SavedModel,
     load_model,
@@ -19,10 +22,14 @@ from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suit
 from tasklora.tasks.strict import Strict, parse, read_yaml
 
 __all__ = [
+    "HEADS",
+    "KINDS",
     "METRICS",
     "MINILM",
     "TRAINING_METHODS",
+    "Answers",
     "BaseModel",
+    "Kind",
     "MultiTaskCollator",
     "MultiTaskModel",
     "MultiTaskOutput",
@@ -36,6 +43,7 @@ __all__ = [
     "TaskSpec",
     "TrainingMethod",
     "compute_metrics",
+    "head_of",
     "load_base",
     "load_model",
     "load_skeleton",

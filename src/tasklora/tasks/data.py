@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,21 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from tasklora.errors import DataError, did_you_mean, listing
-from tasklora.tasks.sources import Files, hold_out, source_of
-from tasklora.tasks.spec import Split, TaskSpec
+from tasklora.errors import DataError, listing
+from tasklora.tasks.formats import FORMATS
+from tasklora.tasks.kinds import KINDS, WrongValueError, require_columns
+from tasklora.tasks.ragged import count, padded, unpadded
+from tasklora.tasks.sources import (
+    FEWEST_ROWS,
+    VALIDATION_FRACTION,
+    VALIDATION_MAX_ROWS,
+    VALIDATION_SEED,
+    Files,
+    Rows,
+    hold_out,
+    source_of,
+)
+from tasklora.tasks.spec import Part, Split, TaskSpec
 
 if TYPE_CHECKING:
     import datasets
@@ -31,117 +43,83 @@ class TaskRows(TorchDataset[dict[str, Any]]):
     Args:
         name: the task's name.
         spec: the task.
-        rows: a ``datasets.Dataset`` with the task's columns.
+        rows: a ``datasets.Dataset`` with the task's columns, one row per row of the task (:func:`arranged`).
         split: which split this is, for messages.
 
     Attributes:
-        labels: (rows,) class ids or values, float64.
+        labels: (rows,) class ids or values; (rows, V) where a row has several, NaN where it has fewer. float64.
 
     Raises:
-        DataError: on missing columns, no rows, inputs that are no text, or labels outside the head's range.
+        DataError: on missing columns, no rows, inputs that are not what the kind reads, or labels outside the head's
+            range.
     """
 
     def __init__(self, name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split) -> None:
         self.name = name
         self.spec = spec
         self.split = split
-        where = f"task '{name}', split '{split}'"
-        for column in [*spec.inputs, spec.label]:
-            if column not in rows.column_names:
-                raise DataError(
-                    f"{where}: no column '{column}'.{did_you_mean(column, rows.column_names)} "
-                    f"The file has: {listing(rows.column_names)}."
-                )
+        self.kind = KINDS[spec.kind]
+        where = _where(name, split)
+        columns = self.kind.text_columns(spec)
+        require_columns(rows, [*columns, spec.label], where)
         if len(rows) == 0:
             raise DataError(f"{where}: no rows.")
-        self.rows = rows.select_columns([*spec.inputs, spec.label])
-        self.labels = self._checked_labels(self.rows[spec.label], where)
-        for column in spec.inputs:
-            for index, value in enumerate(self.rows[column]):
-                if not isinstance(value, str):
-                    raise DataError(f"{where}, row {index}: column '{column}' holds {value!r}, not a text.")
-
-    def _checked_labels(self, values: Any, where: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        spec = self.spec
-        class_id = class_ids(spec.labels or [])
-        labels = np.empty(len(values), dtype=np.float64)
-        for index, value in enumerate(values):
-            label = class_id(value)
-            if spec.kind == "classification":
-                valid = isinstance(label, int) and 0 <= label < spec.num_outputs
-                allowed = f"0 … {spec.num_outputs - 1} ({listing(spec.labels or [])})"
-            else:
-                low, high = spec.range or (-math.inf, math.inf)
-                valid = isinstance(label, (int, float)) and math.isfinite(label) and low <= label <= high
-                allowed = f"{low} … {high}"
-            if not valid:
-                raise DataError(
-                    f"{where}, row {index}: label {value!r} is outside the head's range {allowed}. "
-                    "Mend the row, or the task's labels."
-                )
-            labels[index] = label
-        return labels
+        self.rows = rows.select_columns(list(dict.fromkeys([*columns, spec.label])))
+        labels = []
+        for index, (*values, label) in enumerate(
+            zip(*(rows[column] for column in [*columns, spec.label]), strict=True)
+        ):
+            try:
+                labels.append(self.kind.label(spec, label, self.kind.texts(spec, values)))
+            except WrongValueError as error:
+                raise DataError(f"{where}, row {index}: {error}") from None
+        self.labels = padded(labels)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[int(index)]
-        return {"texts": [row[column] for column in self.spec.inputs], "label": float(self.labels[index])}
+        texts = self.kind.texts(self.spec, [row[column] for column in self.kind.text_columns(self.spec)])
+        label = self.labels[index]
+        return {"texts": texts, "label": float(label) if label.ndim == 0 else unpadded(label, count(label))}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
+    def texts(self) -> Iterator[list[str]]:
+        """Return the texts of every row."""
+        columns = [self.rows[column] for column in self.kind.text_columns(self.spec)]
+        return (self.kind.texts(self.spec, values) for values in zip(*columns, strict=True))
+
     def fingerprint(self) -> str:
         """Return a short digest of the rows: their texts and labels, in order."""
         digest = hashlib.sha256(self.labels.tobytes())
-        for column in self.spec.inputs:
-            for text in self.rows[column]:
-                digest.update(text.encode() + b"\0")
+        for column in itertools.zip_longest(*self.texts()):
+            for text in column:  # a row that has fewer texts than others has something here that is no text
+                digest.update(b"\xff" if text is None else text.encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the length in characters of each row's longest text."""
-        columns = [[len(text) for text in self.rows[column]] for column in self.spec.inputs]
-        lengths: np.ndarray[Any, np.dtype[np.int64]] = np.asarray(columns).max(axis=0)
-        return lengths
+        """Return the length in characters of the longest sequence that the encoder reads of each row."""
+        return np.array([self.kind.length(texts) for texts in self.texts()], dtype=np.int64)
 
     def class_weights(self) -> torch.Tensor | None:
-        """Return balanced class weights n / (C · n_c), (C,); None where the task asks for none.
+        """Return balanced class weights, (C,), n / (C · n_c) or what the kind has for it; None without.
 
         Raises:
             DataError: if a class has no row, so that its weight is undefined.
         """
         if self.spec.class_weights == "none":
             return None
-        counts = np.bincount(self.labels.astype(int), minlength=self.spec.num_outputs)
+        counts = self.kind.counts(self.spec, self.labels)
         if (counts == 0).any():
             absent = [self.spec.labels[i] for i in np.flatnonzero(counts == 0)]  # type: ignore[index]
             raise DataError(
                 f"task '{self.name}': class_weights 'balanced' needs rows of every class in train, none of: "
                 f"{listing(absent)}. Use class_weights: none, or more rows."
             )
-        return torch.tensor(len(self) / (self.spec.num_outputs * counts), dtype=torch.float32)
-
-
-def class_ids(names: Sequence[str]) -> Callable[[Any], Any]:
-    """Return the function that turns a class, written as its name or its id, into its id.
-
-    Whole numbers are ids, unless all classes are called by whole numbers: of labels ["1", "2"], 1 is the first class.
-    True and False are the ids 1 and 0. What is neither name nor number comes back as it is.
-    """
-    ids: dict[Any, int] = {name: index for index, name in enumerate(names)}
-    numbered = bool(names) and all(name.removeprefix("-").isdecimal() for name in names)
-
-    def class_id(value: Any) -> Any:
-        if isinstance(value, bool) or not names:
-            return value
-        if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers if one is missing
-            value = int(value)
-        written = str(value) if numbered else value
-        return ids.get(written, written) if isinstance(written, str) else written
-
-    return class_id
+        return torch.tensor(self.kind.balanced_weights(self.spec, self.labels), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -172,7 +150,8 @@ def load_tasks(
     """Load the splits of several tasks.
 
     Where a task has no ``tune`` split, a seeded tenth of train (at most 1,000 rows) is held out for it, whichever
-    splits are asked for: ``train`` never holds a row of ``tune``.
+    splits are asked for: ``train`` never holds a row of ``tune``. Of `files` without ``validation``, a fifth of train
+    (at most 2,000 rows) is held out for it before, the same whatever the seed.
 
     Args:
         specs: name → task.
@@ -190,17 +169,72 @@ def load_tasks(
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
         source = source_of(name, spec, data_root, files or {})
-        held_out = not source.has("tune")
-        raw = {split: source.load(split) for split in splits if split != "tune" or not held_out}
+        held_out = "tune" not in spec.splits and not source.has("tune")
+        raw = {split: _load(source, name, spec, split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
-            train = raw["train"] if "train" in raw else source.load("train")
+            train = raw["train"] if "train" in raw else _load(source, name, spec, "train")
             raw["train"], raw["tune"] = hold_out(train, TUNE_FRACTION, TUNE_MAX_ROWS, seed)
         loaded[name] = {}
         for split in splits:
             limit = (limits or {}).get(split)
             draw_seed = seed if split in ("train", "tune") else EVALUATION_SEED
-            loaded[name][split] = TaskRows(name, spec, _draw(raw[split], limit, draw_seed), split)
+            rows = _draw(raw[split], limit, draw_seed)
+            if split == "train":
+                rows = KINDS[spec.kind].for_training(spec, rows)
+            loaded[name][split] = TaskRows(name, spec, rows, split)
     return TaskData(specs, loaded)
+
+
+def arranged(name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split) -> datasets.Dataset:
+    """Return a table with the task's columns and one row per row of the task, of a table as it is kept.
+
+    Args:
+        name: the task's name, for messages.
+        spec: the task: its format, and its kind, which may gather several rows into one.
+        rows: as read.
+        split: which split this is, for messages.
+
+    Raises:
+        DataError: naming a missing column or the row that cannot be used.
+    """
+    where = _where(name, split)
+    if spec.format is not None:
+        rows = FORMATS[spec.format](rows, where)
+    return KINDS[spec.kind].arranged(spec, rows, where)
+
+
+def _where(name: str, split: Split) -> str:
+    return f"task '{name}', split '{split}'"
+
+
+def _load(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dataset:
+    """Return the rows of a split, taken from another one where the suite says that it is a part of it.
+
+    Of a source that lacks validation, rows are held out of train for it: the same ones whatever the run's seed.
+    """
+    part = spec.splits.get(split)
+    if part is None and split in ("train", "validation") and not spec.splits and source.holds_out_validation:
+        rows = arranged(name, spec, source.load("train"), "train")
+        if len(rows) < FEWEST_ROWS:
+            raise DataError(
+                f"task '{name}': {len(rows)} rows are too few to hold some out for validation. Add rows, or name a "
+                "file for it: `files: {validation: PATH}`."
+            )
+        train, validation = hold_out(rows, VALIDATION_FRACTION, VALIDATION_MAX_ROWS, VALIDATION_SEED)
+        return train if split == "train" else validation
+    if part is None:
+        return arranged(name, spec, source.load(split), split)
+    rows = arranged(name, spec, source.load(part.of), split)
+    require_columns(rows, spec.inputs, _where(name, split))
+    return rows.select(_part(spec, rows, part))
+
+
+def _part(spec: TaskSpec, rows: datasets.Dataset, part: Part) -> list[int]:
+    """Return the rows of a part, in their order; rows with the same input are where the first of them is."""
+    begin, end = (round(share * len(rows)) for share in part.part)
+    first: dict[str, int] = {}
+    inputs = zip(*(rows[column] for column in spec.inputs), strict=True)
+    return [index for index, values in enumerate(inputs) if begin <= first.setdefault(repr(values), index) < end]
 
 
 def _draw(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dataset:

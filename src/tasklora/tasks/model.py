@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasklora.errors import ConfigError
+from tasklora.tasks.heads import TaskHead, head_of
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tuner import find_context, use_tasks
 
@@ -48,7 +48,7 @@ class MultiTaskOutput:
     """What the model says about a batch of N rows.
 
     Attributes:
-        logits: task id → (rows of that task, outputs), for the tasks that occur.
+        logits: task id → logits of the rows of that task, as their head gives them, for the tasks that occur.
         rows: task id → (rows of that task,), their places in the batch.
         losses: (N,) loss of each row, unreduced; None without labels.
     """
@@ -56,67 +56,6 @@ class MultiTaskOutput:
     logits: dict[int, Tensor]
     rows: dict[int, Tensor]
     losses: Tensor | None = None
-
-
-class TaskHead(nn.Module):
-    """Dropout and a linear layer over pooled features, with the loss of its task.
-
-    Classification: cross-entropy, weighted by class. Regression: squared error of the standardised label
-    (y − mean) / std, so that its size is comparable to a cross-entropy's.
-
-    Args:
-        spec: the task.
-        features: width of the pooled features.
-        dropout: dropout before the linear layer.
-    """
-
-    label_mean: Tensor
-    label_std: Tensor
-    class_weights: Tensor
-
-    def __init__(self, spec: TaskSpec, features: int, dropout: float) -> None:
-        super().__init__()
-        self.spec = spec
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(features, spec.num_outputs)
-        nn.init.normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
-        self.register_buffer("label_mean", torch.zeros(()))
-        self.register_buffer("label_std", torch.ones(()))
-        self.register_buffer("class_weights", torch.ones(spec.num_outputs))
-
-    def fit_labels(self, labels: Tensor, class_weights: Tensor | None) -> None:
-        """Take label statistics and class weights from the training rows.
-
-        Args:
-            labels: (rows,) training labels.
-            class_weights: (classes,), or None for equal weights.
-        """
-        if self.spec.kind == "regression":
-            self.label_mean.copy_(labels.mean())
-            self.label_std.copy_(labels.std(correction=0).clamp(min=1e-6))
-        elif class_weights is not None:
-            self.class_weights.copy_(class_weights)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits (rows, outputs)."""
-        logits: Tensor = self.linear(self.dropout(features))
-        return logits
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each row, (rows,), in float32."""
-        if self.spec.kind == "regression":
-            target = (labels - self.label_mean) / self.label_std
-            return (logits.squeeze(-1).float() - target) ** 2
-        return F.cross_entropy(logits.float(), labels.long(), weight=self.class_weights, reduction="none")
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """Return predictions (rows,): class ids, or values on the scale of the labels, cut to their range."""
-        if self.spec.kind == "regression":
-            values = logits.squeeze(-1).float() * self.label_std + self.label_mean
-            low, high = self.spec.range or (-torch.inf, torch.inf)
-            return values.clamp(low, high)
-        return logits.argmax(dim=-1)
 
 
 class MultiTaskModel(nn.Module):
@@ -154,7 +93,7 @@ class MultiTaskModel(nn.Module):
                     f"task '{name}' cannot have a head: torch takes no dots and not this name; rename it."
                 )
         self.heads = nn.ModuleDict(
-            {name: TaskHead(spec, hidden_size * self._parts(name), head_dropout) for name, spec in self.specs.items()}
+            {name: head_of(spec, hidden_size * self._parts(name), head_dropout) for name, spec in self.specs.items()}
         )
         self._has_task_adapter = find_context(encoder) is not None
 
@@ -177,53 +116,81 @@ class MultiTaskModel(nn.Module):
         self,
         task_ids: Tensor,
         row_task_ids: Tensor,
-        pair_rows: Tensor,
+        entries: Tensor,
+        entry_pairs: Tensor,
+        word_places: Tensor,
         labels: Tensor | None = None,
         **encoder_inputs: Any,
     ) -> MultiTaskOutput:
         """Return logits per task and, with labels, the loss of each row.
 
+        The arguments are what :class:`tasklora.tasks.MultiTaskCollator` gives:
+
         Args:
             task_ids: (N,).
             row_task_ids: (R,) task of each encoder row.
-            pair_rows: (N,) encoder row of a pair's second text, −1 where there is none.
-            labels: (N,).
+            entries: (N, W) vectors that each row's head reads, −1 where there is none.
+            entry_pairs: (N, W) encoder rows of the second texts of separate pairs, −1 where there is none.
+            word_places: (K, 2) encoder row and position of each word that is read.
+            labels: (N, V).
             **encoder_inputs: the tokenizer's (R, L) tensors.
         """
-        pooled = self.embed(row_task_ids, **encoder_inputs)  # (R, d)
+        vectors = self.embed(row_task_ids, word_places=word_places, **encoder_inputs)  # (R + K, d)
         output = MultiTaskOutput(
-            {}, {}, None if labels is None else pooled.new_zeros(len(task_ids), dtype=torch.float32)
+            {}, {}, None if labels is None else vectors.new_zeros(len(task_ids), dtype=torch.float32)
         )
         for task_id in torch.unique(task_ids).tolist():  # heads differ in size; a batch has few tasks
             head = self.head(task_id)
             rows = (task_ids == task_id).nonzero().flatten()
-            logits = head(self._features(pooled, rows, pair_rows, self._parts(self.task_names[task_id])))
+            width = entries.shape[1] if head.several else 1
+            read, pairs = entries[rows, :width], entry_pairs[rows, :width]  # (N_t, W)
+            features = self._features(vectors, read, pairs, self._parts(self.task_names[task_id]))
+            logits = head(features, read >= 0)
             output.logits[task_id], output.rows[task_id] = logits, rows
             if labels is not None and output.losses is not None:
                 output.losses = output.losses.index_copy(0, rows, head.losses(logits, labels[rows]))
         return output
 
-    def embed(self, row_task_ids: Tensor, attention_mask: Tensor, **encoder_inputs: Any) -> Tensor:
-        """Return pooled embeddings (R, d).
+    def embed(
+        self,
+        row_task_ids: Tensor,
+        attention_mask: Tensor,
+        word_places: Tensor | None = None,
+        **encoder_inputs: Any,
+    ) -> Tensor:
+        """Return the vectors that heads read, (R + K, d): the pooled encoder rows, then the words of `word_places`.
 
         On a CPU, rows of similar length go through the encoder together (:func:`length_groups`), so that little
         arithmetic is spent on padding: a GPU would lose more by the smaller batches than it wins.
         """
         inputs = {**encoder_inputs, "attention_mask": attention_mask, "row_task_ids": row_task_ids}
+        words = row_task_ids.new_empty(0, 2) if word_places is None else word_places  # (K, 2)
         if attention_mask.device.type != "cpu":
-            return self._embed(**inputs)
+            return torch.cat(self._embed(words, **inputs))
         lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)  # up to the last token
         groups = length_groups(lengths)
         if len(groups) == 1:
-            return self._embed(**inputs)
-        parts = []
+            return torch.cat(self._embed(words, **inputs))
+        pooled, of_words, word_order = [], [], []
+        place_in_group = torch.empty_like(row_task_ids)
         for rows in groups:
             longest = max(1, int(lengths[rows].max()))  # rows without a token are all padding
+            place_in_group.fill_(-1)[rows] = torch.arange(len(rows))
+            own = (place_in_group[words[:, 0]] >= 0).nonzero().flatten()
+            own_words = torch.stack([place_in_group[words[own, 0]], words[own, 1]], dim=1)
             cut = {name: value[rows] for name, value in inputs.items()}
-            parts.append(self._embed(**{name: v[:, :longest] if v.dim() > 1 else v for name, v in cut.items()}))
-        return torch.cat(parts)[torch.cat(groups).argsort()]
+            vectors = self._embed(own_words, **{n: v[:, :longest] if v.dim() > 1 else v for n, v in cut.items()})
+            pooled.append(vectors[0])
+            of_words.append(vectors[1])
+            word_order.append(own)
+        return torch.cat(
+            [torch.cat(pooled)[torch.cat(groups).argsort()], torch.cat(of_words)[torch.cat(word_order).argsort()]]
+        )
 
-    def _embed(self, row_task_ids: Tensor, attention_mask: Tensor, **encoder_inputs: Tensor) -> Tensor:
+    def _embed(
+        self, words: Tensor, row_task_ids: Tensor, attention_mask: Tensor, **encoder_inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pooled rows (R, d) and the vectors of words (K, d)."""
         tasks = use_tasks(self.encoder, row_task_ids) if self._has_task_adapter else contextlib.nullcontext()
         with tasks:
             hidden: Tensor = self.encoder(
@@ -238,13 +205,14 @@ class MultiTaskModel(nn.Module):
         else:
             mask = attention_mask.unsqueeze(-1).float()  # (R, L, 1); in half precision a long sum would be inexact
             pooled = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-        return pooled.to(next(self.heads.parameters()).dtype)
+        dtype = next(self.heads.parameters()).dtype
+        return pooled.to(dtype), hidden[words[:, 0], words[:, 1]].to(dtype)
 
     @staticmethod
-    def _features(pooled: Tensor, rows: Tensor, pair_rows: Tensor, parts: int) -> Tensor:
-        """Return what a head reads: u, or [u, v, |u − v|, u ⊙ v] for a separately encoded pair."""
-        u = pooled[rows]
+    def _features(vectors: Tensor, entries: Tensor, pairs: Tensor, parts: int) -> Tensor:
+        """Return what a head reads of each entry, (N_t, W, f): u, or [u, v, |u − v|, u ⊙ v] for a separate pair."""
+        u = vectors[entries.clamp(min=0)]  # entries that are not there read something; heads leave it out
         if parts == 1:
             return u
-        v = pooled[pair_rows[rows]]
+        v = vectors[pairs.clamp(min=0)]
         return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)

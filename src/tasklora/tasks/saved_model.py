@@ -84,7 +84,7 @@ class SavedModel(Strict):
 
     def collator(self, tokenizer: Any) -> MultiTaskCollator:
         """Return the collator that fits the model."""
-        return MultiTaskCollator(tokenizer, self.pair_encodings, self.max_length)
+        return MultiTaskCollator(tokenizer, self.tasks, self.pair_encodings, self.max_length)
 
 
 def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) -> None:

@@ -35,7 +35,15 @@ Files: TypeAlias = dict[Split, str] | str
 
 
 class Rows(Protocol):
-    """A source of one task's rows."""
+    """A source of one task's rows.
+
+    Attributes:
+        holds_out_validation: whether validation is to be held out of train.
+    """
+
+    @property
+    def holds_out_validation(self) -> bool:
+        """See the class."""
 
     def has(self, split: Split) -> bool:
         """Return whether the split can be loaded."""
@@ -185,9 +193,7 @@ def find_splits(path: Path, where: str = "") -> dict[Split, Path]:
 class OwnRows:
     """Rows of a task of one's own: a file, a file for each split, or a folder; see :func:`find_splits`.
 
-    Where there is no ``validation``, :data:`VALIDATION_FRACTION` of train, at most :data:`VALIDATION_MAX_ROWS` rows,
-    are held out for it. They are drawn by a fixed seed, so that runs of every seed are scored on the same rows, and
-    ``train`` never holds one of them.
+    Where there is no ``validation``, some of the rows of train are held out for it, when a task's rows are loaded.
     """
 
     def __init__(self, name: str, files: Files) -> None:
@@ -203,34 +209,27 @@ class OwnRows:
 
     @property
     def holds_out_validation(self) -> bool:
-        """Whether validation is held out of train."""
+        """Whether there is none, but there are rows to train on."""
         return "validation" not in self.paths and "train" in self.paths
 
     def has(self, split: Split) -> bool:
-        """Return whether the split has rows of its own, or validation is held out of train."""
-        return split in self.paths or (split == "validation" and self.holds_out_validation)
+        """Return whether the split has rows of its own."""
+        return split in self.paths
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
-        if not self.has(split):
+        if split not in self.paths:
             raise DataError(
                 f"{self.where}no rows for split '{split}': its files are those of {listing(self.paths)}. Name a file "
                 f"for it: `files: {{{split}: PATH}}`."
             )
-        if split in self.paths and not (split == "train" and self.holds_out_validation):
-            return read_table(self.paths[split], self.where)
-        rows = read_table(self.paths["train"], self.where)
-        if len(rows) < FEWEST_ROWS:
-            raise DataError(
-                f"{self.where}{self.paths['train']} has {len(rows)} rows, too few to hold some out for validation. "
-                "Add rows, or name a file for validation."
-            )
-        train, validation = hold_out(rows, VALIDATION_FRACTION, VALIDATION_MAX_ROWS, VALIDATION_SEED)
-        return train if split == "train" else validation
+        return read_table(self.paths[split], self.where)
 
 
 class LocalRows:
-    """Files ``SPLIT.jsonl`` (or .json, .csv, .parquet) in a task's folder."""
+    """Files ``SPLIT.jsonl`` (or .json, .csv, .tsv, .parquet) in a task's folder."""
+
+    holds_out_validation = False
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -262,6 +261,8 @@ class LocalRows:
 
 class HubRows:
     """A data set on the Hugging Face hub, by its public name."""
+
+    holds_out_validation = False
 
     def __init__(self, name: str, spec: TaskSpec) -> None:
         if spec.hub is None:

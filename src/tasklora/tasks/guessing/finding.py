@@ -236,6 +236,10 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
             held = ", ".join(f"{look[name].holds} in {split}" for split, look in looks.items())
             raise DataError(f"{place.shown}: column '{name}' holds {held}. Write it alike in every file.")
     guess = guess_task(Table(task, place.shown, together, said, several))
+    if guess.kind == "ranking":
+        query = guess.settings["inputs"][0]
+        rows = {split: len(set(tables[split][query])) for split in rows}
+        notes.append("rows are counted by query")
     used = Place(place.shown, {s: p for s, p in place.files.items() if s in rows}, place.hub)
     if used.hub is not None and "validation" not in rows:
         raise DataError(

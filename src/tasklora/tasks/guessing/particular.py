@@ -118,7 +118,7 @@ def ranking(table: Table) -> Guess | None:
     repeats = 1 / max(query.share_of_different, 1e-9)
     many = repeats >= (1.5 if table.said.kind else 3)
     label = likely_label(table, {query.name}) if many else None
-    if label is None or not (label.columns[0].is_number or label.columns[0].holds == "truth values"):
+    if label is None or not label.columns[0].is_number:
         return None
     relevance = label.columns[0]
     _check_grades(table, relevance)

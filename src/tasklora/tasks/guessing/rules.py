@@ -16,7 +16,7 @@ from tasklora.tasks.guessing.columns import Column
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
 from tasklora.tasks.guessing.particular import generation, multi_label, multiple_choice, ranking, token_classification
 from tasklora.tasks.guessing.roles import Chosen, Table, class_names, label_column, snake, text_inputs
-from tasklora.tasks.spec import TaskSpec
+from tasklora.tasks.kinds import KINDS
 
 GRADES = r"(\w+_)?(scores?|ratings?|stars|grade|points|similarity|relatedness|overall)"
 MOST_CLASSES = 20  # whole numbers with more different values are amounts, unless they are the ids 0, 1, 2, …
@@ -65,9 +65,7 @@ def guess_task(table: Table) -> Guess:
 
 def trained_kinds() -> tuple[str, ...]:
     """Return the kinds of tasks that recipes train."""
-    from typing import get_args
-
-    return get_args(TaskSpec.model_fields["kind"].annotation)
+    return tuple(KINDS)
 
 
 def _check_trained(table: Table, rule: Rule) -> None:
