@@ -139,6 +139,44 @@ def test_a_public_name(cli, project, tmp_path):
     assert_refused(cli("init", "hub:nobody/nothing"), "hub:nobody/nothing: cannot load it from the hub")
 
 
+def rows_of_kind(kind, count=60):
+    """Return rows whose words the tiny model knows, as people keep them for a kind of task."""
+    generator = random.Random(kind)
+    texts = [tiny_row("mood", generator)["text"] for _ in range(count)]
+    if kind == "multi_label":
+        return [{"text": text, "tags": ["a|b", "b", "a|c", "c"][place % 4]} for place, text in enumerate(texts)]
+    if kind == "multiple_choice":
+        choices = [texts[place : place + 3] for place in range(count - 3)]
+        return [
+            {"question": text, "choices": c, "label": len(text) % 3} for text, c in zip(texts, choices, strict=False)
+        ]
+    if kind == "token_classification":
+        words = [text.split() for text in texts]
+        return [{"tokens": row, "ner_tags": ["B-X" if len(word) > 3 else "O" for word in row]} for row in words]
+    assert kind == "ranking"
+    return [
+        {
+            "query": f"a {'bcdefghijk'[place % 10]} {'lmn'[place % 3]} film",
+            "document": text,
+            "relevance": place % 4 // 2,
+        }
+        for place, text in enumerate(texts * 3)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "multiple_choice", "token_classification", "ranking"])
+def test_every_kind_trains_on_what_was_guessed(cli, project, kind):
+    write_rows(Path("mine.jsonl"), rows_of_kind(kind))
+    said = cli("init", "mine.jsonl", "--model", project.base)
+    assert said.code == 0, said.err
+    recipe = load_recipe("recipe.yaml", ["training.max_steps=2"])
+    assert recipe.task_specs()["mine"].kind == kind
+    results, _ = train_recipe(recipe, "run")
+    if kind == "ranking":  # no query is in two parts
+        assert results.scores["validation"].tasks["mine"].rows == 6
+        assert results.training.rows_per_task == {"mine": 22}
+
+
 def test_what_the_user_says_goes_before_guesses(cli, project):
     rows = [{**row, "other": row["text"][::-1], "stars": place % 5 + 1} for place, row in enumerate(mood_rows())]
     for name in ("one", "two"):

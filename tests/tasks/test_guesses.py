@@ -192,6 +192,9 @@ def test_two_equally_likely_labels_are_a_question(names):
     columns = {"text": texts(), names[0]: cycle(["a", "b"]), names[1]: cycle(["c", "d", "e"])}
     with pytest.raises(ConfigError, match=rf"{names[0]}, {names[1]} are equally likely .*: --label {names[0]}\."):
         guess(columns)
+    flags = {"text": texts(), "toxic": cycle([0, 1]), "insult": cycle([0, 0, 1])}
+    with pytest.raises(ConfigError, match="labels of one multi_label task"):
+        guess(flags)
     with pytest.raises(ConfigError, match=rf"--label mine:{names[0]}\."):
         guess_task(table(columns, several=True))
     assert guess(columns, label=names[1]).label == names[1]

@@ -89,7 +89,7 @@ def _shares(labels: Sequence[str], rows: Sequence[int]) -> str:
         return (
             f"{len(labels)} classes in {total:,} rows, '{labels[rarest]}' rarest with {percent(rows[rarest] / total)}"
         )
-    shares = ", ".join(f"{label} {percent(count / total)}" for label, count in zip(labels, rows, strict=True))
+    shares = ", ".join(f"'{label}' {percent(count / total)}" for label, count in zip(labels, rows, strict=True))
     return f"{shares} of {total:,} rows"
 
 

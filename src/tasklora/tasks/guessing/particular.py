@@ -171,7 +171,10 @@ def multi_label(table: Table) -> Guess | None:
         why = {
             "kind": f"'{name}' holds {how}: several labels may be right at once",
             "inputs": inputs.why,
-            "labels": f"in {column.rows:,} rows" if column.counts else f"in a sample of {len(column.sample):,} rows",
+            "label": "as you said" if table.said.label is not None else "by its name",
+            "labels": "all that occur in "
+            + (f"{column.rows:,} rows" if column.counts else f"a sample of {len(column.sample):,} rows"),
+            "primary": "F1 over all labels of all rows",
         }
         extra = {"labels": labels, "label_separator": separator}
         settings = settings_of("multi_label", inputs.names, name, ["f1_micro", "subset_accuracy"], **extra)

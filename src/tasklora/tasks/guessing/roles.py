@@ -253,9 +253,11 @@ def _only(table: Table, columns: list[Column]) -> Column:
     if not apart:  # the others say the same in other words: numbers and their names
         return next((column for column in columns if column.is_number), first)
     names = [first.name, *(column.name for column in apart)]
+    flags = all(set(column.counts) <= {0, 1} for column in (first, *apart))
+    hint = " If they are labels of one multi_label task, write their names into one column of lists." if flags else ""
     raise ConfigError(
         f"{table.place}: {listing(names)} are equally likely to be the label. Say which one is: "
-        f"{table.option('label', names[0])}."
+        f"{table.option('label', names[0])}.{hint}"
     )
 
 
