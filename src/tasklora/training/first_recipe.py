@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import yaml
 
 from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
 from tasklora.tasks.guessing import Proposal
+from tasklora.tasks.guessing.answers import FEWEST_TO_WEIGH
 from tasklora.tasks.methods import training_method
 
 WIDTH = 110
@@ -88,7 +89,7 @@ def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directo
     page.line(0, "tasks:")
     page.line(1, "define:")
     for proposal in proposals:
-        _write_task(page, proposal)
+        _write_task(page, proposal, sizes)
     parts = [proposal.task for proposal in proposals if separate and proposal.guess.parts]
     if parts:
         page.line(1, "options:")
@@ -137,8 +138,13 @@ class Page:
         return "\n".join(self._lines) + "\n"
 
 
-def _write_task(page: Page, proposal: Proposal) -> None:
+def _write_task(page: Page, proposal: Proposal, sizes: Sizes) -> None:
     guess = proposal.guess
+    rarest = guess.rarest * sizes.limits.get("train", math.inf)
+    if guess.settings.get("class_weights") == "balanced" and rarest < FEWEST_TO_WEIGH:
+        why = f"balanced without the limits below: of so few rows, about {round(rarest)} are of the rarest class"
+        settings, reasons = {**guess.settings, "class_weights": "none"}, {**guess.why, "class_weights": why}
+        guess = replace(guess, settings=settings, why=reasons)
     rows = ", ".join(f"{split} {count:,}" for split, count in proposal.rows.items())
     page.line(2, f"{_yaml(proposal.task)}:", f"rows: {rows}")
     for key, value in guess.settings.items():

@@ -18,6 +18,7 @@ class Guess:
         reads: the columns of texts.
         parts: whether two texts are parts of one.
         left_out: column → why it is not used.
+        rarest: share of the rarest class, of classes.
     """
 
     settings: dict[str, Any]
@@ -25,6 +26,7 @@ class Guess:
     reads: tuple[Column, ...]
     parts: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    rarest: float = 1.0
 
     @property
     def kind(self) -> str:

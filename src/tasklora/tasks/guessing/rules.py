@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasklora.errors import ConfigError, UnsupportedError, did_you_mean
@@ -59,7 +59,7 @@ def guess_task(table: Table) -> Guess:
             _check_trained(table, rule)
             used = {*_columns_of(guess.settings), *guess.left_out}
             others = {n: _why_unused(table, c) for n, c in table.columns.items() if n not in used}
-            return Guess(guess.settings, guess.why, guess.reads, guess.parts, {**guess.left_out, **others})
+            return replace(guess, left_out={**guess.left_out, **others})
     raise ConfigError(f"--kind {said}: {table.place} has no columns for it. It needs {kinds[str(said)].needs}.")
 
 
@@ -163,7 +163,7 @@ def _classification(table: Table) -> Guess | None:
     if weights_why:
         settings["class_weights"] = weights
     left_out = {partner: "the classes' names"} if partner is not None else {}
-    return Guess(settings, why, inputs.columns, inputs.parts, left_out)
+    return Guess(settings, why, inputs.columns, inputs.parts, left_out, min(classes.shares))
 
 
 def _label_and_inputs(table: Table) -> tuple[Chosen, Chosen]:
