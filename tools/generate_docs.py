@@ -73,6 +73,7 @@ def recipe_keys() -> str:
     sections = {
         "model": recipes.ModelSection,
         "tasks": recipes.TasksSection,
+        "tasks.define.TASK": recipes.OwnTask,
         "tasks.options.TASK": recipes.TaskOptions,
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,
@@ -102,12 +103,21 @@ def _sections(sections: dict[str, Any], heading: str) -> str:
     for name, section in sections.items():
         summary = (section.__doc__ or "").split("\n\n")[0].strip()
         parts.append(f"{heading} {name}\n\n{summary}\n\n| key | type | default | |\n| --- | --- | --- | --- |")
-        meanings = _attributes(section.__doc__ or "")
+        meanings = _attributes_of(section)
         for key, field in section.model_fields.items():
             default = "required" if field.is_required() else f"`{_default(field)}`"
             parts.append(f"| `{key}` | {_type(field.annotation)} | {default} | {meanings.get(key, '')} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _attributes_of(section: Any) -> dict[str, str]:
+    """Return what a record's keys mean, those that it inherits too."""
+    found: dict[str, str] = {}
+    for record in reversed(section.__mro__):
+        if issubclass(record, pydantic.BaseModel) and record is not pydantic.BaseModel:
+            found |= _attributes(record.__doc__ or "")
+    return found
 
 
 def _attributes(docstring: str) -> dict[str, str]:

@@ -55,6 +55,20 @@ def test_labels_may_be_given_by_name():
     assert rows_of({"text": ["a", "b", "c"], "label": ["yes", "no", "maybe"]}).labels.tolist() == [2, 0, 1]
 
 
+def test_whole_numbers_are_ids_unless_the_classes_are_called_by_them():
+    def labels(names, values):
+        spec = TaskSpec.model_validate({**CLASSES.model_dump(), "labels": names})
+        return rows_of({"text": ["a"] * len(values), "label": values}, spec).labels.tolist()
+
+    assert labels(["no", "maybe", "yes"], [2.0, 0.0]) == [2, 0]
+    assert labels(["1", "2", "3"], [1, 3]) == labels(["1", "2", "3"], ["1", "3"]) == [0, 2]
+    assert labels(["-1", "0", "1"], [-1, 1]) == [0, 2]
+    assert labels(["0", "1"], [True, False]) == labels(["no", "yes"], [True, False]) == [1, 0]
+    for outside in (0, 4):
+        with pytest.raises(DataError, match=f"label {outside} is outside"):
+            labels(["1", "2", "3"], [outside])
+
+
 @pytest.mark.parametrize(
     ("label", "shown"),
     [(3, "3"), (-1, "-1"), (None, "None"), ("ja", "'ja'"), (1.5, "1.5"), (float("nan"), "nan")],
@@ -63,9 +77,7 @@ def test_a_label_outside_the_head_is_named_with_its_row(label, shown):
     given = ["no", label] if isinstance(label, str) else [0, label]
     with pytest.raises(DataError) as caught:
         rows_of({"text": ["a", "b"], "label": given}, split="validation")
-    row = 0 if isinstance(label, float) else 1  # one float makes floats of the whole column
-    shown = "0.0" if row == 0 else shown
-    assert f"task 'mine', split 'validation', row {row}: label {shown} is outside" in str(caught.value)
+    assert f"task 'mine', split 'validation', row 1: label {shown} is outside" in str(caught.value)
     assert "0 … 2 (no, maybe, yes)" in str(caught.value)
 
 

@@ -365,3 +365,4 @@ def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:
 
 
 from tasklora.cli import exporting as _exporting  # noqa: E402, F401  (it adds its commands)
+from tasklora.cli import starting as _starting  # noqa: E402, F401

@@ -17,7 +17,16 @@ from tasklora.errors import DataError, listing
 from tasklora.tasks.formats import FORMATS
 from tasklora.tasks.kinds import KINDS, WrongValueError, require_columns
 from tasklora.tasks.ragged import count, padded, unpadded
-from tasklora.tasks.sources import HubRows, LocalRows
+from tasklora.tasks.sources import (
+    FEWEST_ROWS,
+    VALIDATION_FRACTION,
+    VALIDATION_MAX_ROWS,
+    VALIDATION_SEED,
+    Files,
+    Rows,
+    hold_out,
+    source_of,
+)
 from tasklora.tasks.spec import Part, Split, TaskSpec
 
 if TYPE_CHECKING:
@@ -136,31 +145,35 @@ def load_tasks(
     data_root: str | Path | None = None,
     limits: Mapping[Split, int] | None = None,
     seed: int = 0,
+    files: Mapping[str, Files] | None = None,
 ) -> TaskData:
     """Load the splits of several tasks.
 
     Where a task has no ``tune`` split, a seeded tenth of train (at most 1,000 rows) is held out for it, whichever
-    splits are asked for: ``train`` never holds a row of ``tune``.
+    splits are asked for: ``train`` never holds a row of ``tune``. Of `files` without ``validation``, a fifth of train
+    (at most 2,000 rows) is held out for it before, the same whatever the seed.
 
     Args:
         specs: name → task.
         splits: which splits to load.
-        data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None loads from the hub.
+        data_root: folder with ``TASK/SPLIT.jsonl`` (or .json, .csv, .parquet); None takes the task's `files`,
+            else loads from the hub.
         limits: split → number of rows per task. Rows of train and tune are drawn by `seed`; those of validation and
             test are the same whatever the seed, so that runs of several seeds are scored on the same rows.
         seed: of the hold-out and the draw.
+        files: task name → files of its own.
 
     Raises:
         DataError: naming the missing file, column or row.
     """
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
-        source = LocalRows(name, Path(data_root) / name) if data_root is not None else HubRows(name, spec)
+        source = source_of(name, spec, data_root, files or {})
         held_out = "tune" not in spec.splits and not source.has("tune")
         raw = {split: _load(source, name, spec, split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
             train = raw["train"] if "train" in raw else _load(source, name, spec, "train")
-            raw["train"], raw["tune"] = _hold_out(train, seed)
+            raw["train"], raw["tune"] = hold_out(train, TUNE_FRACTION, TUNE_MAX_ROWS, seed)
         loaded[name] = {}
         for split in splits:
             limit = (limits or {}).get(split)
@@ -194,9 +207,21 @@ def _where(name: str, split: Split) -> str:
     return f"task '{name}', split '{split}'"
 
 
-def _load(source: LocalRows | HubRows, name: str, spec: TaskSpec, split: Split) -> datasets.Dataset:
-    """Return the rows of a split, taken from another one where the suite says that it is a part of it."""
+def _load(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dataset:
+    """Return the rows of a split, taken from another one where the suite says that it is a part of it.
+
+    Of a source that lacks validation, rows are held out of train for it: the same ones whatever the run's seed.
+    """
     part = spec.splits.get(split)
+    if part is None and split in ("train", "validation") and not spec.splits and source.holds_out_validation:
+        rows = arranged(name, spec, source.load("train"), "train")
+        if len(rows) < FEWEST_ROWS:
+            raise DataError(
+                f"task '{name}': {len(rows)} rows are too few to hold some out for validation. Add rows, or name a "
+                "file for it: `files: {validation: PATH}`."
+            )
+        train, validation = hold_out(rows, VALIDATION_FRACTION, VALIDATION_MAX_ROWS, VALIDATION_SEED)
+        return train if split == "train" else validation
     if part is None:
         return arranged(name, spec, source.load(split), split)
     rows = arranged(name, spec, source.load(part.of), split)
@@ -216,9 +241,3 @@ def _draw(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Data
     if limit is None or limit >= len(rows):
         return rows
     return rows.select(np.random.default_rng(seed).permutation(len(rows))[:limit])
-
-
-def _hold_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    order = np.random.default_rng(seed).permutation(len(train))
-    held = max(1, min(TUNE_MAX_ROWS, int(len(train) * TUNE_FRACTION)))
-    return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))

@@ -63,7 +63,11 @@ def _explain(model: type[pydantic.BaseModel], problem: Any) -> str:
         return f"unknown key '{dotted}'.{did_you_mean(location[-1], valid)} Valid keys: {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"'{dotted}' is missing"
-    return f"'{dotted}': {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    return f"'{dotted}': {problem['msg'].removeprefix('Value error, ')} (got {_shortened(repr(problem['input']))})"
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[: most - 2] + " …"
 
 
 def _model_at(model: type[pydantic.BaseModel], location: list[str]) -> type[pydantic.BaseModel]:

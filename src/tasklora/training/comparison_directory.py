@@ -162,5 +162,9 @@ def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
     # Recipes had no `shape` while all were of text, and cells are named by what is returned here.
     data = recipe.model_dump(mode="json", exclude={"output", "description", "shape"})
     del data["tasks"]["data_root"], data["training"]["seed"]
+    for task in data["tasks"].get("define", {}).values():
+        del task["files"]
+    if not data["tasks"].get("define"):  # nor had they `define`
+        data["tasks"].pop("define", None)
     data["training"].pop("workers", None)
     return data

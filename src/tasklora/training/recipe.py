@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
+from tasklora.errors import did_you_mean
 from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse
+from tasklora.tasks.sources import Files
+from tasklora.tasks.spec import SPLITS
 from tasklora.training.sections import (
     MethodSection,
     OptimisationSection,
@@ -52,25 +55,81 @@ class TaskOptions(Strict):
     loss_weight: float = pydantic.Field(1.0, gt=0)
 
 
-class TasksSection(Strict):
-    """The tasks and their rows.
+class OwnTask(TaskSpec):
+    """A task of one's own, written into the recipe: what a suite says of a task, and where its rows are.
 
     Attributes:
-        suite: ``name``, ``name@version`` or the path of a suite's YAML file.
+        files: a path, or a path for each split: .csv, .tsv, .jsonl, .json or .parquet, a folder with a file for each
+            split, or one that `datasets` saved. Where validation is missing, a fixed fifth of train (at most 2,000
+            rows) is held out for it.
+    """
+
+    files: Files | None = None
+
+    @pydantic.field_validator("files", mode="before")
+    @classmethod
+    def _check_files(cls, files: Any) -> Any:
+        if files is None or isinstance(files, str):
+            return files
+        if not isinstance(files, dict) or not files or not all(isinstance(path, str) for path in files.values()):
+            raise ValueError("give a path, or a path for each split: {train: PATH, validation: PATH}")
+        for split in files:
+            if split not in SPLITS:
+                raise ValueError(f"unknown split '{split}'.{did_you_mean(split, SPLITS)} One of: {', '.join(SPLITS)}")
+        return files
+
+    def spec(self) -> TaskSpec:
+        """Return the task without where its rows are, which is no part of a saved model."""
+        return TaskSpec(**self.model_dump(exclude={"files"}))
+
+
+class OwnSuite(Suite):
+    """The tasks that a recipe defines."""
+
+    name: str = "own tasks"
+    version: int = 1
+
+    @property
+    def reference(self) -> str:
+        """``own tasks``: the recipe alone says what they are, so they have no version."""
+        return self.name
+
+
+class TasksSection(Strict):
+    """The tasks and their rows: those of a suite, or tasks of one's own.
+
+    Attributes:
+        suite: ``name``, ``name@version`` or the path of a suite's YAML file; or `define`.
+        define: task → what it is and where its rows are, in place of a suite.
         include: which tasks, in the order of their ids; all by default.
-        data_root: folder with ``TASK/SPLIT.jsonl``; None loads from the hub.
+        data_root: folder with ``TASK/SPLIT.jsonl``, in place of `files` and the hub.
         limits: split → rows per task at most; train and tune are drawn by the seed, those of validation and
             test are the same for every seed.
         options: task → its options.
         report_on: the split whose scores are reported.
     """
 
-    suite: str
+    suite: str | None = None
+    define: dict[str, OwnTask] = {}
     include: list[str] | None = None
     data_root: str | None = None
     limits: dict[Split, Positive] = {}
     options: dict[str, TaskOptions] = {}
     report_on: Literal["validation", "test"] = "validation"
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> TasksSection:
+        if self.suite is None and not self.define:
+            raise ValueError("name a `suite`, or write tasks of your own under `define`")
+        if self.suite is not None and self.define:
+            raise ValueError(
+                "give `suite` or `define`, not both: a suite's task can stand under `define` too, with `hub` or `files`"
+            )
+        return self
+
+    def files(self) -> dict[str, Files]:
+        """Return task → its files, of the tasks that have files of their own."""
+        return {name: task.files for name, task in self.define.items() if task.files is not None}
 
 
 class MixingSection(Strict):
@@ -128,8 +187,10 @@ class Recipe(WrittenOut):
     output: OutputSection = OutputSection()
 
     def suite(self) -> Suite:
-        """Return the suite of the recipe."""
-        return load_suite(self.tasks.suite)
+        """Return the suite of the recipe, or the tasks that it defines."""
+        if self.tasks.suite is not None:
+            return load_suite(self.tasks.suite)
+        return OwnSuite(tasks={name: task.spec() for name, task in self.tasks.define.items()})
 
     def task_specs(self) -> dict[str, TaskSpec]:
         """Return the chosen tasks, in the order of their ids, with the recipe's options applied.

@@ -36,6 +36,7 @@ def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequenc
         recipe.tasks.data_root,
         recipe.tasks.limits,
         recipe.training.seed,
+        recipe.tasks.files(),
     )
 
 

@@ -222,15 +222,24 @@ def checked_texts(column: str, value: Any, least: int, what: str) -> list[str]:
 def class_id(spec: TaskSpec, value: Any) -> int:
     """Return the id of a class, given by id or name.
 
+    Whole numbers are ids, unless all classes are called by whole numbers: of labels ["1", "2"], 1 is the first one.
+    They may be written as 1.0, which is what pandas makes of a column of them where one is missing.
+
     Raises:
         WrongValueError: if there is no such class.
     """
     names = spec.labels or []
+    given = value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if is_number and all(name.removeprefix("-").isdecimal() for name in names):
+        value = str(value)
     if isinstance(value, str) and value in names:
         return names.index(value)
     if isinstance(value, (int, np.integer)) and 0 <= value < len(names):
         return int(value)
-    raise WrongValueError(outside(value, f"0 … {len(names) - 1} ({listing(names)})"))
+    raise WrongValueError(outside(given, f"0 … {len(names) - 1} ({listing(names)})"))
 
 
 def outside(value: Any, allowed: str) -> str:
