@@ -1,7 +1,10 @@
-"""Selection per task: each task keeps the model of its own best evaluation, also over interrupts, and no others stay."""
+"""Selection per task: each task keeps the model of its own best evaluation, also over interrupts; no others stay."""
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,10 +12,11 @@ import torch
 from helpers_runs import TASKS, AtStep, assert_same_state, log_of, randomise, use_method
 from tasklora.errors import CheckpointError, ConfigError, InterruptedRun
 from tasklora.evaluation import RunResults
-from tasklora.tasks import load_model, read_safetensors
+from tasklora.report.loading import load_source
+from tasklora.report.page import render
+from tasklora.tasks import load_model, read_safetensors, save_model
 from tasklora.tasks.metrics import METRICS
-from tasklora.training import RunDirectory, train_recipe, workload_of
-from tasklora.training.callbacks import StopOnInterrupt
+from tasklora.training import MultiTaskTrainer, RunDirectory, train_recipe, workload_of
 
 PER_TASK = ("training.selection=per_task", "training.evaluate_every=3", "model.head_dropout=0.3")
 PRIMARY = {"mood": "accuracy", "answer": "f1_macro", "heat": "pearson"}
@@ -114,15 +118,14 @@ def test_the_results_hold_both_choices_on_the_report_split(whole, project):
     assert RunDirectory(path.parent / "average").model("mood") == path.parent / "average" / "best"
 
 
-def stop_at(monkeypatch, step):
-    """Have Ctrl-C come at a step."""
-    original = StopOnInterrupt.on_step_end
+def ctrl_c(**_):
+    os.kill(os.getpid(), signal.SIGINT)
 
-    def stop(self, args, state, control, **kwargs):
-        self.interrupted = state.global_step >= step
-        return original(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopOnInterrupt, "on_step_end", stop)
+def interrupt(recipe, run, step):
+    """Train until Ctrl-C comes at a step."""
+    with pytest.raises(InterruptedRun):
+        train_recipe(recipe, run, callbacks=[*causes(), AtStep(step, ctrl_c)])
 
 
 def assert_same_choices(one, other):
@@ -134,11 +137,9 @@ def assert_same_choices(one, other):
 
 
 @pytest.mark.parametrize("step", [2, 6, 11, 16])
-def test_a_resumed_run_chooses_what_an_uninterrupted_one_does(project, whole, tmp_path, monkeypatch, step):
+def test_a_resumed_run_chooses_what_an_uninterrupted_one_does(project, whole, tmp_path, step):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
-        stop_at(patch, step)
-        train_recipe(project.load(*PER_TASK), run, callbacks=causes())
+    interrupt(project.load(*PER_TASK), run, step)
     results, _ = train_recipe(project.load(), run, resume=True, callbacks=causes())
     assert_same_choices(run, whole[0])
     assert results.per_task == whole[1].per_task
@@ -146,42 +147,31 @@ def test_a_resumed_run_chooses_what_an_uninterrupted_one_does(project, whole, tm
 
 def test_a_crash_between_evaluation_and_checkpoint_forgets_what_came_after_it(project, whole, tmp_path, monkeypatch):
     """What was chosen after the last checkpoint belongs to steps that the resumed run makes again, or never does."""
-    run = tmp_path / "run"
-    lucky = []
+    run, lucky = tmp_path / "run", []
+    accuracy, save = METRICS["accuracy"], MultiTaskTrainer._save_checkpoint
 
-    def crash(self, *_, **__):
-        if self.state.global_step == 12:
+    def score(labels, predictions):
+        return 1.5 if lucky else accuracy.compute(labels, predictions)
+
+    def crash(self, *arguments):
+        if lucky:
             raise RuntimeError("power cut")
-        return original(self, *_, **__)
+        save(self, *arguments)
 
-    from tasklora.training import MultiTaskTrainer
-
-    original = MultiTaskTrainer._save_checkpoint
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patch:
         patch.setattr(MultiTaskTrainer, "_save_checkpoint", crash)
-        # In the lost steps every task gets better than it ever was.
-        patch.setitem(METRICS, "accuracy", _always(METRICS["accuracy"], lucky, 11))
-        train_recipe(project.load(*PER_TASK), run, callbacks=[*causes(), AtStep(11, lambda **_: lucky.append(1))])
+        patch.setitem(METRICS, "accuracy", dataclasses.replace(accuracy, compute=score))  # better than it can be
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_recipe(project.load(*PER_TASK), run, callbacks=[*causes(), AtStep(11, lambda **_: lucky.append(1))])
     assert (run / "best_per_task" / "step-12").is_dir()
     (run / "best_per_task" / ".step-12-cut-off").mkdir()
     train_recipe(project.load(), run, resume=True, callbacks=causes())
     assert_same_choices(run, whole[0])
 
 
-def _always(metric, lucky, step):
-    import dataclasses
-
-    def compute(labels, predictions):
-        return 1.5 if lucky else metric.compute(labels, predictions)
-
-    return dataclasses.replace(metric, compute=compute)
-
-
-def test_a_passed_over_checkpoint_finds_the_models_of_the_one_before(project, whole, tmp_path, monkeypatch):
+def test_a_passed_over_checkpoint_finds_the_models_of_the_one_before(project, whole, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
-        stop_at(patch, 13)
-        train_recipe(project.load(*PER_TASK), run, callbacks=causes())
+    interrupt(project.load(*PER_TASK), run, 13)
     newest = RunDirectory(run).latest_checkpoint()
     assert newest.name == "checkpoint-13"
     (newest / "trainer_state.json").write_text("{")
@@ -189,11 +179,9 @@ def test_a_passed_over_checkpoint_finds_the_models_of_the_one_before(project, wh
     assert_same_choices(run, whole[0])
 
 
-def test_a_model_that_was_removed_is_missed_before_the_first_step(project, tmp_path, monkeypatch):
+def test_a_model_that_was_removed_is_missed_before_the_first_step(project, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRun):
-        stop_at(patch, 4)
-        train_recipe(project.load(*PER_TASK), run)
+    interrupt(project.load(*PER_TASK), run, 4)
     shutil.rmtree(run / "best_per_task" / "step-3")
     with pytest.raises(CheckpointError, match=r"step-3 is gone, the model of mood's best step so far"):
         train_recipe(project.load(), run, resume=True)
@@ -252,8 +240,6 @@ def run(whole, tmp_path):
     for place, folder in enumerate([copy / "best", *sorted((copy / "best_per_task").glob("step-*"))]):
         model, about, _ = load_model(folder)
         randomise(model, seed=place)
-        from tasklora.tasks import save_model
-
         save_model(model, about, folder)
     return copy
 
@@ -310,9 +296,6 @@ def test_an_unknown_task_is_named_before_anything_is_loaded(cli, run, tmp_path):
 
 
 def test_the_report_shows_both_choices(whole):
-    from tasklora.report.loading import load_source
-    from tasklora.report.page import render
-
     page = render(load_source([whole[0]]))
     assert "score at its own step" in page
     assert "own step" in page

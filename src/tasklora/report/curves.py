@@ -58,7 +58,7 @@ def rows_drawn(source: Source) -> Picture | None:
     """
     run = source.shown
     sizes = run.results.training.rows_per_task
-    drawn = {}
+    drawn: dict[str, dict[str, Any]] = {}
     for task in source.results.metrics:
         steps, counts = run.curve(f"drawn/{task}")
         if steps:
@@ -97,8 +97,7 @@ def rows_drawn(source: Source) -> Picture | None:
         times = [drawn[task]["values"][-1] / drawn[task]["rows"] for task in named]
         legend(figure, [f"{task}, {count:.2g} ×" for task, count in zip(named, times, strict=True)])
 
-    data = {task: drawn[task] for task in drawn}
-    return picture("rows-drawn", "Rows drawn of each task", reading, data, (7.6, 3.0), draw)
+    return picture("rows-drawn", "Rows drawn of each task", reading, drawn, (7.6, 3.0), draw)
 
 
 def _over_seeds(source: Source) -> str:

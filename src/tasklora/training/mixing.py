@@ -166,7 +166,7 @@ class MixingPlan:
             assert schedule.at is not None
             return np.where(u < schedule.at, start, end)
         if schedule.shape == "linear":
-            return (1 - u) * start + u * end
+            return np.asarray((1 - u) * start + u * end)
         mixed = start ** (1 - u) * end**u
         return np.asarray(mixed / mixed.sum(axis=1, keepdims=True))
 
