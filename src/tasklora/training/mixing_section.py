@@ -16,14 +16,7 @@ Weight: TypeAlias = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 
 
 class MixSection(Strict):
-    """Shares p_t of the tasks, which have n_t training rows; see :func:`tasklora.training.mixing.task_shares`.
-
-    Attributes:
-        strategy: "proportional", "equal", "temperature", "capped" or "weights".
-        temperature: of "temperature": p_t ∝ n_t^(1/temperature).
-        cap: of "capped": p_t ∝ min(n_t, cap).
-        weights: of "weights": p_t ∝ weight, one for every task.
-    """
+    """Shares p_t of the tasks; see :class:`MixingSection` and :func:`tasklora.training.mixing.task_shares`."""
 
     strategy: Strategy = "proportional"
     temperature: float = pydantic.Field(2.0, gt=0)
@@ -77,7 +70,10 @@ class ScheduleSection(MixSection):
             the start before u = `at`, the end from there on.
         every: when u moves: at each "epoch", u = e/(E−1) for epoch e = 0 … E−1, or at each "step", evenly over the run.
         at: of "step".
-        strategy: of the end; as above, like the keys that follow.
+        strategy: of the end; it and the keys it needs are those of ``training.mixing``.
+        temperature: of "temperature".
+        cap: of "capped".
+        weights: of "weights".
     """
 
     shape: Literal["annealed", "linear", "step"] = "annealed"
@@ -99,6 +95,11 @@ class MixingSection(MixSection):
     """How often each task is drawn; see :class:`tasklora.training.mixing.TaskMixingSampler`.
 
     Attributes:
+        strategy: "proportional", "equal", "temperature", "capped" or "weights": the shares p_t of the tasks, which have
+            n_t training rows.
+        temperature: of "temperature": p_t ∝ n_t^(1/temperature).
+        cap: of "capped": p_t ∝ min(n_t, cap).
+        weights: of "weights": p_t ∝ weight, a positive number for every task.
         epoch_rows: rows of an epoch over all tasks; Σ n_t by default (of "capped", Σ min(n_t, cap)).
         replacement: draw each row of an epoch anew from all rows of its task. Otherwise no row comes again before all
             others of its task have come.

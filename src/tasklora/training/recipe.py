@@ -86,7 +86,7 @@ class TrainingSection(OptimisationSection):
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
         selection: "average": one model for all tasks, that of the best average on tune; "per_task": beside it, the
-            model of each task's own best score on tune, see :mod:`tasklora.training.selection`.
+            model of each task's own best score on tune.
         report_to: where transformers sends the log too, e.g. [tensorboard]; the package must be installed.
     """
 
