@@ -71,7 +71,7 @@ class MultiTaskTrainer(TasksTrainer):
             args.max_steps if args.max_steps > 0 else None,
         )
         self._drawn = self._drawn_at_last_log = torch.zeros(len(self.about_tasks), dtype=torch.long)
-        self._drawn_steps = -1  # the optimiser steps that `_drawn` is of; -1 for none
+        self._drawn_steps = -1  # the optimiser steps that drew them
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixingSampler:
         mixed = train_dataset if train_dataset is not None else self.train_dataset
@@ -92,17 +92,18 @@ class MultiTaskTrainer(TasksTrainer):
             task_ids = batch["task_ids"].to(device)
             counts.index_add_(0, task_ids, torch.ones_like(task_ids))
         counts = self.accelerator.reduce(counts, "sum")
-        self._note_drawn(counts)
+        self._take_over_drawn()
+        self._drawn = self._drawn.to(device) + counts
+        self._drawn_steps += 1
         return batches, counts.sum()
 
-    def _note_drawn(self, counts: Tensor) -> None:
-        """Add the rows of a step, per task, to those of the steps before, which a resumed run has not seen itself."""
+    def _take_over_drawn(self) -> None:
+        """Count what the steps so far have drawn, where this trainer has not made them itself but resumes a run."""
         steps = self.state.global_step
         if self._drawn_steps != steps:
-            self._drawn = self._drawn_before(steps).to(counts.device)
-            self._drawn_at_last_log = self._drawn_before(steps - steps % int(self.args.logging_steps))
-        self._drawn = self._drawn + counts
-        self._drawn_steps = steps + 1
+            self._drawn = self._drawn_before(steps)
+            self._drawn_at_last_log = self._drawn_before(steps - steps % max(int(self.args.logging_steps), 1))
+            self._drawn_steps = steps
 
     def _drawn_before(self, steps: int) -> Tensor:
         counts = torch.zeros(len(self.about_tasks), dtype=torch.long)
@@ -113,6 +114,7 @@ class MultiTaskTrainer(TasksTrainer):
 
     def drawn_rows(self) -> dict[str, int]:
         """Return how many rows of each task the run has drawn so far; a row that came twice counts twice."""
+        self._take_over_drawn()
         return dict(zip(self.about_tasks, self._drawn.tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -121,11 +123,11 @@ class MultiTaskTrainer(TasksTrainer):
         Tasks of which nothing was drawn since the last log are left out, but for the log at the end of training.
         """
         if "loss" in logs or "train_loss" in logs:
-            drawn = self._drawn.cpu()
-            for place, count in enumerate(drawn.tolist()):
-                if count and ("train_loss" in logs or count > self._drawn_at_last_log[place]):
-                    logs[f"drawn/{self.about_tasks[place]}"] = count
-            self._drawn_at_last_log = drawn
+            drawn, before = self.drawn_rows(), self._drawn_at_last_log.tolist()
+            for (name, count), logged in zip(drawn.items(), before, strict=True):
+                if count > (0 if "train_loss" in logs else logged):
+                    logs[f"drawn/{name}"] = count
+            self._drawn_at_last_log = self._drawn
         super().log(logs, start_time)
 
     def compute_loss(
