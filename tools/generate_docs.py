@@ -28,6 +28,7 @@ from tasklora.report.svg import Picture, legend, picture, series
 from tasklora.tasks import METRICS
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
+from tasklora.training.mixing_section import ScheduleSection
 from tasklora.vision.augment import Augmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -77,6 +78,7 @@ def recipe_keys() -> str:
         "tasks.options.TASK": recipes.TaskOptions,
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,
+        "training.mixing.schedule": ScheduleSection,
         "output": recipes.OutputSection,
     }
     return (

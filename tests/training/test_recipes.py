@@ -67,6 +67,44 @@ def test_capped_mixing_needs_its_cap(project):
         project.load("training.mixing={strategy: capped}")
 
 
+ALL = "{mood: 1, answer: 2, heat: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("mixing", "says"),
+    [
+        ("{strategy: weights}", "mixing strategy 'weights' needs `weights`"),
+        ("{strategy: weights, weights: {}}", "mixing strategy 'weights' needs `weights`"),
+        ("{strategy: weights, weights: {mood: 1}}", "training.mixing.weights has none for answer, heat: give every"),
+        (f"{{strategy: weights, weights: {ALL[:-1]}, haet: 1}}}}", "names 'haet', .* Did you mean 'heat'"),
+        ("{strategy: weights, weights: {mood: 0, answer: 1, heat: 1}}", "weights.mood.*greater than 0"),
+        ("{strategy: weights, weights: {mood: -1, answer: 1, heat: 1}}", "weights.mood.*greater than 0"),
+        ("{strategy: weights, weights: {mood: .inf, answer: 1, heat: 1}}", "weights.mood.*finite"),
+        ("{strategy: weights, weights: {mood: .nan, answer: 1, heat: 1}}", "weights.mood"),
+        (f"{{strategy: equal, weights: {ALL}}}", "`weights` is of strategy 'weights', but the strategy is 'equal'"),
+        ("{strategy: equal, cap: 3}", "`cap` is of strategy 'capped', but the strategy is 'equal'"),
+        ("{epoch_rows: 0}", "epoch_rows"),
+        ("{schedule: {temperature: 5}}", "'training.mixing.schedule.strategy' is missing"),
+        ("{schedule: {strategy: equal, shape: step}}", "`at`.*needed there"),
+        ("{schedule: {strategy: equal, at: 0.5}}", "`at`.* the shape is 'annealed'"),
+        ("{schedule: {strategy: equal, shape: cosine}}", "training.mixing.schedule.shape"),
+        ("{schedule: {strategy: capped}}", "mixing strategy 'capped' needs `cap`"),
+        ("{schedule: {strategy: equal, untill: 1}}", "unknown key 'training.mixing.schedule.untill'"),
+        ("{schedule: {strategy: weights, weights: {mood: 1}}}", "training.mixing.schedule.weights has none for answer"),
+    ],
+)
+def test_mixings_that_cannot_be(project, mixing, says):
+    with pytest.raises(ConfigError, match=says):
+        project.load(f"training.mixing={mixing}")
+
+
+def test_weights_are_those_of_the_chosen_tasks(project):
+    chosen = ("tasks.include=[heat, mood]", "training.mixing={strategy: weights, weights: {mood: 1, heat: 3}}")
+    assert project.load(*chosen).training.mixing.weights == {"mood": 1, "heat": 3}
+    with pytest.raises(ConfigError, match="weights has none for answer"):
+        project.load(*chosen[1:])
+
+
 def test_a_missing_section_is_named(tmp_path):
     (tmp_path / "r.yaml").write_text("method: {r: 8}")
     with pytest.raises(ConfigError) as caught:

@@ -76,13 +76,14 @@ def train(
 ) -> None:
     """Train a recipe into a run directory: adapter, heads or decoders, results.json."""
     from tasklora.errors import ConfigError
-    from tasklora.report import score_table
 
     if (recipe is None) == (resume is None):
         raise ConfigError("give a recipe to train, or --resume RUN to go on with a run.")
     if resume is not None and (set_ or data_root or output or overwrite or extend):
         raise ConfigError("--resume goes on with the run as it was: it takes no other options.")
     quiet_libraries()
+    from tasklora.cli.whereabouts import everything_in
+    from tasklora.report import score_table
     from tasklora.training import RunDirectory, train_recipe
 
     if resume is not None:
@@ -96,9 +97,9 @@ def train(
             plan = plan.model_copy(update={"extends": str(extend)})
         directory = output or Path(plan.output.directory)
     results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
-    console.print(score_table(results.scores, f"{results.method} on {results.suite}"))
-    console.print(f"everything is in [bold]{directory}[/bold]: best/ (what was trained), results.json, log.jsonl")
-    console.print(f"read [bold]{_report([directory])}[/bold]")
+    console.print(score_table(results.scores, f"{results.method} on {results.suite}", per_task=results.per_task))
+    _report([directory])
+    console.print(everything_in(directory, plan, results), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -168,6 +169,7 @@ def evaluate(
     if split not in get_args(Split):
         raise ConfigError(f"unknown split '{split}'.{did_you_mean(split, SPLITS)} One of: {', '.join(SPLITS)}.")
     quiet_libraries()
+    from tasklora.cli.loading import chosen_per_task
     from tasklora.cli.scoring import score_saved
     from tasklora.report import score_table
 
@@ -176,7 +178,8 @@ def evaluate(
     if as_json:
         print(scores.model_dump_json(indent=2))
     else:
-        console.print(score_table({split: scores}, str(run)))
+        own = ", each task at its own best step on tune" if chosen_per_task(run) else ""
+        console.print(score_table({split: scores}, f"{run}{own}"))
 
 
 @app.command()
@@ -228,7 +231,7 @@ def predict(
 ) -> None:
     """Predict new input with a trained run: labels of texts, or maps of images."""
     quiet_libraries()
-    from tasklora.cli.loading import is_dense_run
+    from tasklora.cli.loading import is_dense_run, origin, saved_directory
 
     if is_dense_run(run):
         from tasklora.cli.predicting_images import check_options, predict_images
@@ -249,8 +252,10 @@ def predict(
         raise OutputError(
             f"no folder {output.parent} to write {output.name} into. Make it, or choose another --output."
         )
-    model, about, base = _load(run, trust_remote_code)
+    model, about, base = _load(run, trust_remote_code, task)
     spec = about.spec_of(task)
+    if said := origin(run, saved_directory(run, task)):
+        Console(stderr=True).print(f"{task}: {said}", highlight=False)
     rows = read_inputs(spec, task, inputs or [], file)
     records = prediction_records(model, about, base, task, rows)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -356,12 +361,15 @@ def _report(paths: list[Path], output: Path | None = None, baseline: str | None 
         return write_report(paths, output, baseline=baseline, overwrite=overwrite)
 
 
-def _load(run: Path, trust_remote_code: bool) -> tuple[Any, Any, Any]:
-    """Load the model of a run directory, or of a saved model's directory, onto the accelerator if there is one."""
+def _load(run: Path, trust_remote_code: bool, task: str | None = None) -> tuple[Any, Any, Any]:
+    """Load the model of a run directory, or of a saved model's directory, onto the accelerator if there is one.
+
+    With a task, the model of its own best step, where the run chose one per task.
+    """
     from tasklora.cli.loading import load_saved
 
     with console.status("loading"):
-        return load_saved(run, trust_remote_code)
+        return load_saved(run, trust_remote_code, task)
 
 
 from tasklora.cli import exporting as _exporting  # noqa: E402, F401  (it adds its commands)

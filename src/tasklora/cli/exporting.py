@@ -45,8 +45,9 @@ def export(
         raise ConfigError("--rank is for a LoRA: a merged model has the whole update in its weights.")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
-    from tasklora.cli.loading import is_dense_run
+    from tasklora.cli.loading import is_dense_run, origin, saved_directory
     from tasklora.errors import UnsupportedError
+    from tasklora.tasks import read_about
 
     if is_dense_run(run):
         raise UnsupportedError(
@@ -54,22 +55,25 @@ def export(
             "LoRA per task and no merged weights equal it. Use its model as it is: `tasklora predict`, or "
             "tasklora.vision.saved_model.load_dense_model."
         )
-    model, about, base = _load(run, trust_remote_code)
+    about = read_about(saved_directory(run))
     if task is not None:
         about.spec_of(task)
     check_output(to, overwrite)
-    written = {}
-    for place, name in enumerate(about.tasks if every else [task or ""]):
+    places = {name: saved_directory(run, name) for name in (about.tasks if every else [task or ""])}
+    written, loaded = {}, None
+    for name, place in sorted(places.items(), key=lambda item: item[1]):  # models of several tasks are loaded once
+        if loaded != place or merged:  # merging consumes the adapter
+            model, about, base = _load(run, trust_remote_code, name)
+            loaded = place
         target = to / name if every else to
         if merged:
-            if place:  # merging consumes the adapter
-                model, about, base = _load(run, trust_remote_code)
             export_task_merged(model, about, name, target, base.tokenizer, overwrite=overwrite)
         else:
             export_task(model, about, name, target, rank=rank, dtype=DTYPES[dtype], overwrite=overwrite)
             written[name] = target
         kind = "merged model" if merged else "plain LoRA"
-        console.print(f"{name}: {kind} in [bold]{target}[/bold]{'' if merged else _reduced(target)}", highlight=False)
+        said = [f"{kind} in [bold]{target}[/bold]{'' if merged else _reduced(target)}", origin(run, place)]
+        console.print(f"{name}: {'; of '.join(filter(None, said))}", highlight=False)
     if every and written and write_serving_page(to, written):
         console.print(f"how to serve them together: [bold]{to / 'README.md'}[/bold]")
 

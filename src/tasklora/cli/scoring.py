@@ -10,12 +10,15 @@ from tasklora.errors import ConfigError
 from tasklora.evaluation import SplitScores, score_tasks
 from tasklora.tasks import Split, load_tasks
 from tasklora.training import RunDirectory, workload_of
+from tasklora.training.selection import read_choices, score_choices
 
 
 def score_saved(
     run: Path, split: Split, data_root: Path | None, trust_remote_code: bool, said: Callable[[str], None]
 ) -> SplitScores:
     """Return the scores of a run, or of a saved text model, on a split.
+
+    Where the run chose a step for each task, each is scored with the model of its own.
 
     Args:
         run: the run directory, or the saved model's.
@@ -38,6 +41,9 @@ def score_saved(
         work.load_data([split])
         work.progress = lambda what: said(f"scoring {what}")
         said("scoring")
+        choices = read_choices(directory.best_per_task)
+        if choices:
+            return score_choices(work, split, None, directory.best_per_task, choices)
         return work.score(split)
     if data_root is None:
         raise ConfigError(f"{run} is a saved model without a recipe: say where the rows are, with --data-root DIR.")

@@ -22,8 +22,10 @@ from tasklora.evaluation.predictions import (
 )
 from tasklora.evaluation.results import (
     ParameterCounts,
+    PerTaskResults,
     RunResults,
     SplitScores,
+    TaskChoice,
     TaskScore,
     TrainingSummary,
     machine_description,
@@ -59,6 +61,7 @@ __all__ = [
     "Estimate",
     "MethodResults",
     "ParameterCounts",
+    "PerTaskResults",
     "Prediction",
     "RunResults",
     "Scored",
@@ -66,6 +69,7 @@ __all__ = [
     "ScoredRows",
     "ShownImage",
     "SplitScores",
+    "TaskChoice",
     "TaskScore",
     "TrainingSummary",
     "Trial",

@@ -94,6 +94,8 @@ class TrainingSummary(Strict):
         seconds: wall-clock time of training, evaluation on tune included, over all resumptions.
         step_seconds: median wall-clock time of an optimiser step, without loading and scoring; of the last resumption.
         rows_per_task: name → training rows.
+        rows_drawn: name → rows drawn over the run, a row that came twice counted twice; empty for images, of which
+            every epoch has all.
         stopped: why it ended.
     """
 
@@ -104,14 +106,42 @@ class TrainingSummary(Strict):
     seconds: float
     step_seconds: float | None = None
     rows_per_task: dict[str, int]
+    rows_drawn: dict[str, int] = {}
     stopped: Literal["finished", "early_stopping"]
+
+
+class TaskChoice(Strict):
+    """The step that a task's own model is from.
+
+    Attributes:
+        step: optimiser steps.
+        tune_score: the task's score on tune there (negated if lower is better), which chose the step.
+    """
+
+    step: int
+    tune_score: float
+
+
+class PerTaskResults(Strict):
+    """What a run with ``selection: per_task`` found besides.
+
+    Attributes:
+        choices: task → its own step; tasks whose primary metric was never defined on tune have none, and are scored
+            with the checkpoint that the average chose.
+        scores: split → scores of each task with the model of its own step. On tune such scores would be too good, being
+            the best of many; the report split chose nothing.
+    """
+
+    choices: dict[str, TaskChoice]
+    scores: dict[Split, SplitScores]
 
 
 class RunResults(Strict):
     """Content of results.json.
 
     Attributes:
-        scores: split → scores of the kept checkpoint.
+        scores: split → scores of the kept checkpoint, which the average on tune chose.
+        per_task: each task's own step and its scores there; None for a run with ``selection: average``.
         untrained: split → scores before training, where asked for.
         memory: peak resident bytes of the process, and of the accelerator if there is one.
     """
@@ -127,6 +157,7 @@ class RunResults(Strict):
     suite: str
     tasks: list[str]
     scores: dict[Split, SplitScores]
+    per_task: PerTaskResults | None = None
     untrained: dict[Split, SplitScores] = {}
     parameters: ParameterCounts
     training: TrainingSummary

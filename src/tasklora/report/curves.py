@@ -17,6 +17,9 @@ from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, line_of, pi
 
 COLUMNS = 4
 
+NAMED = 8
+"""Lines of one figure that have names: as many as there are colours."""
+
 
 def loss_curves(source: Source) -> Picture:
     """Training loss per task over the steps."""
@@ -46,6 +49,55 @@ def score_curves(source: Source) -> Picture:
         lambda task: f"{task} ({metrics[task]}{' ↓' if lower_is_better(metrics[task]) else ''})",
         marked=True,
     )
+
+
+def rows_drawn(source: Source) -> Picture | None:
+    """Rows drawn of each task over the steps; None where every row has all tasks, and for logs of older runs.
+
+    At most :data:`NAMED` tasks are named, those that were drawn most and least; lines of the others stand behind them.
+    """
+    run = source.shown
+    sizes = run.results.training.rows_per_task
+    drawn: dict[str, dict[str, Any]] = {}
+    for task in source.results.metrics:
+        steps, counts = run.curve(f"drawn/{task}")
+        if steps:
+            last = run.results.training.steps
+            drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes[task]}
+    if not drawn:
+        return None
+    order = sorted(drawn, key=lambda task: -drawn[task]["values"][-1])
+    named = order if len(order) <= NAMED else [*order[: NAMED // 2], *order[-(NAMED // 2) :]]
+    (name,) = (name for name, runs in source.runs.items() if run in runs)
+    shown = f"by {source.results.method(name).title}" if source.comparison else "in this run"
+    reading = (
+        f"How many rows of each task were drawn {shown} up to a step: a steeper line is a larger share of the batches, "
+        "a bend a share that changes. Beside the name stands how many times the task's own training rows that is: well "
+        "above the others means rows seen again and again, below 1 rows never seen."
+    )
+    if len(named) < len(order):
+        reading += (
+            f" Named are the {NAMED // 2} tasks drawn most and the {NAMED // 2} drawn least; thin lines are the other "
+            f"{len(order) - len(named)}."
+        )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for task in order:
+            if task not in named:
+                axes.plot(drawn[task]["steps"], drawn[task]["values"], color=MUTED, linewidth=0.4, alpha=0.5)
+        for place, task in enumerate(named):
+            axes.plot(drawn[task]["steps"], drawn[task]["values"], **{**series(place), "marker": ""})
+            style = {**series(place), "linestyle": "", "clip_on": False}
+            axes.plot(drawn[task]["steps"][-1:], drawn[task]["values"][-1:], **style)
+        axes.set_xlabel("step")
+        axes.set_ylabel("rows drawn")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        times = [drawn[task]["values"][-1] / drawn[task]["rows"] for task in named]
+        legend(figure, [f"{task}, {count:.2g} ×" for task, count in zip(named, times, strict=True)])
+
+    return picture("rows-drawn", "Rows drawn of each task", reading, drawn, (7.6, 3.0), draw)
 
 
 def _over_seeds(source: Source) -> str:

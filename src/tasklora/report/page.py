@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from tasklora.errors import OutputError
-from tasklora.evaluation import Estimate, ScoredImages, package_versions, write_text_whole
+from tasklora.evaluation import Estimate, PerTaskResults, ScoredImages, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers, sizes
 from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.images import worst_images
@@ -125,7 +125,7 @@ def _pictures(source: Source) -> list[Picture]:
     if source.comparison:
         makers += [figures.differences, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
         makers += [figures.search]
-    makers += [curves.loss_curves, curves.score_curves, figures.parameters]
+    makers += [curves.loss_curves, curves.score_curves, curves.rows_drawn, figures.parameters]
     if source.comparison:
         makers.append(figures.training_time)
     made = [make(source) for make in makers]
@@ -275,6 +275,8 @@ def _metrics_table(source: Source) -> PageTable:
     results = source.results
     (method,) = results.methods
     split = source.shown.results.scores[results.split]
+    per_task = source.shown.results.per_task
+    own = per_task.scores[results.split] if per_task else None
     rows = []
     for task, score in split.tasks.items():
         for metric, value in score.metrics.items():
@@ -287,6 +289,7 @@ def _metrics_table(source: Source) -> PageTable:
                     Cell(f"{score.rows:,}", score.rows),
                     Cell(numbers.number(value), "" if value is None else value, primary),
                     Cell(numbers.interval(estimate), numbers.sortable(estimate)),
+                    *(_own_cells(per_task, own.tasks[task].metrics[metric], task, primary) if own else []),
                 ]
             )
     rows.append(
@@ -296,15 +299,30 @@ def _metrics_table(source: Source) -> PageTable:
             Cell("", 0),
             _estimate_cell(method.average, None),
             Cell(numbers.interval(method.average), numbers.sortable(method.average)),
+            *([*_own_cells(None, own.average, "", False)] if own else []),
         ]
     )
-    return PageTable(
-        "tasks",
-        "Scores",
-        "Primary metrics are bold; their 95 % bootstrap intervals are over the rows that were scored.",
-        ["task", "metric", _unit(source), "score", "95 % interval"],
-        rows,
-    )
+    reading = "Primary metrics are bold; their 95 % bootstrap intervals are over the rows that were scored."
+    columns = ["task", "metric", _unit(source), "score", "95 % interval"]
+    if own:
+        training = source.shown.results.training
+        reading += (
+            f" The score is that of one model for all tasks, from step {training.best_step or training.steps}, where "
+            "the average on tune was best; the score at its own step is that of the model from the step where the task "
+            f"itself was best on tune. Neither choice saw {results.split}, so the columns can be compared; but picking "
+            "each task's best of all evaluations picks more luck, and a small difference says nothing."
+        )
+        columns += ["score at its own step", "own step"]
+    return PageTable("tasks", "Scores", reading, columns, rows)
+
+
+def _own_cells(per_task: PerTaskResults | None, value: float | None, task: str, primary: bool) -> list[Cell]:
+    """Return the cells of a task's score at its own step."""
+    choice = per_task.choices.get(task) if per_task else None
+    return [
+        Cell(numbers.number(value), "" if value is None else value, primary),
+        Cell(f"{choice.step:,}" if choice else "", choice.step if choice else ""),
+    ]
 
 
 def _unit(source: Source) -> str:

@@ -8,16 +8,19 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tasklora.evaluation import ComparisonResults, MethodResults, ParameterCounts, SplitScores
+from tasklora.evaluation import ComparisonResults, MethodResults, ParameterCounts, PerTaskResults, SplitScores
 from tasklora.report import numbers
 from tasklora.tasks import TRAINING_METHODS
 from tasklora.tuner import METHODS
 
 
 def score_table(
-    scores: Mapping[Any, SplitScores], title: str, untrained: Mapping[Any, SplitScores] | None = None
+    scores: Mapping[Any, SplitScores],
+    title: str,
+    untrained: Mapping[Any, SplitScores] | None = None,
+    per_task: PerTaskResults | None = None,
 ) -> Table:
-    """Return scores per task and on average, beside those before training if given."""
+    """Return scores per task and on average, beside those before training and at each task's own step if given."""
     table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("rows", justify="right")
@@ -25,6 +28,9 @@ def score_table(
     if untrained:
         table.add_column("untrained", justify="right")
     table.add_column("score", justify="right", style="bold")
+    if per_task:
+        table.add_column("own best", justify="right")
+        table.add_column("its step", justify="right")
     for split, split_scores in scores.items():
         before = (untrained or {}).get(split)
         for name, task in split_scores.tasks.items():
@@ -32,12 +38,20 @@ def score_table(
                 cells = [name if place == 0 else "", str(task.rows) if place == 0 else "", metric]
                 if before is not None:
                     cells.append(numbers.number(before.tasks[name].metrics[metric], 4))
-                table.add_row(*cells, numbers.number(value, 4))
+                cells.append(numbers.number(value, 4))
+                if per_task:
+                    choice = per_task.choices.get(name)
+                    cells.append(numbers.number(per_task.scores[split].tasks[name].metrics[metric], 4))
+                    cells.append(str(choice.step) if choice and place == 0 else "")
+                table.add_row(*cells)
         table.add_section()
         cells = [f"average on {split}", "", "primary metrics"]
         if before is not None:
             cells.append(numbers.number(before.average, 4))
-        table.add_row(*cells, numbers.number(split_scores.average, 4))
+        cells.append(numbers.number(split_scores.average, 4))
+        if per_task:
+            cells += [numbers.number(per_task.scores[split].average, 4), ""]
+        table.add_row(*cells)
         notes = [numbers.average_note(split_scores)]
         if split_scores.undefined:
             notes.append(f"undefined on these rows, left out of the average: {', '.join(split_scores.undefined)}")

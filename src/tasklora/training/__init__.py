@@ -8,7 +8,8 @@ from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.dense_trainer import DenseTrainer
 from tasklora.training.dense_workload import DensePrepared, prepare_dense
 from tasklora.training.directory import RunDirectory
-from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
+from tasklora.training.mixing import MixedRows, MixingPlan, TaskMixingSampler
+from tasklora.training.mixing_section import MixingSection
 from tasklora.training.preparing import Prepared, prepare
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import load_recipe
@@ -25,6 +26,8 @@ __all__ = [
     "DenseTrainer",
     "InterruptedRun",
     "MixedRows",
+    "MixingPlan",
+    "MixingSection",
     "MultiTaskTrainer",
     "Prepared",
     "Recipe",
@@ -38,7 +41,6 @@ __all__ = [
     "load_recipe_data",
     "prepare",
     "prepare_dense",
-    "rows_per_epoch",
     "train_recipe",
     "workload_of",
 ]

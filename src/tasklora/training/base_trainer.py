@@ -120,6 +120,10 @@ class TasksTrainer(Trainer):
             f"{listing(names)}. {WHAT_TO_DO}"
         )
 
+    def drawn_rows(self) -> dict[str, int]:
+        """Return how many rows of each task the run has drawn so far; empty where every row has all tasks."""
+        return {}
+
     def note_losses(self, losses: Tensor, task_ids: Tensor, counts: Tensor) -> None:
         """Keep losses for the next log, which shows Σ losses / Σ counts of each task.
 

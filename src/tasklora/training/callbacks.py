@@ -1,4 +1,4 @@
-"""What happens around training: progress on the terminal, log.jsonl, and a stop that loses nothing."""
+"""What happens around training: progress on the terminal, log.jsonl, other logs, and a stop that loses nothing."""
 
 from __future__ import annotations
 
@@ -8,39 +8,80 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasklora.errors import ConfigError, did_you_mean, first_line
 
-def progress_display(console: Console) -> Progress:
-    """Return a display of bars with what they count, a note and the time that remains."""
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+LOSS = "loss/"
+"""What the keys of the tasks' losses in a log begin with."""
+
+
+class ProgressDisplay(Progress):
+    """Bars with what they count, a note and the time that remains; below them the tasks' losses, in one line.
+
+    Attributes:
+        losses: task → its mean training loss since the log before.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.losses: dict[str, float] = {}
+        super().__init__(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the bars and the losses."""
+        yield from super().get_renderables()
+        if self.losses:
+            yield Text(losses_line(self.losses, self.console.width), style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def losses_line(losses: Mapping[str, float], width: int) -> str:
+    """Return the tasks' losses as one line of at most `width` characters.
+
+    In the order of the tasks, if there is room for all; else the highest ones, and how many there are besides.
+    """
+    parts = {name: f"{name} {loss:.3f}" for name, loss in losses.items()}
+    line = "  ".join(parts.values())
+    if len(line) <= width:
+        return line
+    shown: list[str] = []
+    for place, name in enumerate(sorted(parts, key=lambda name: -losses[name])):
+        longer = "  ".join([*shown, parts[name], f"… {len(parts) - place - 1} lower"])
+        if len(longer) > width:
+            break
+        shown.append(parts[name])
+    return "  ".join([*shown, f"… {len(parts) - len(shown)} {'lower' if shown else 'tasks'}"])
 
 
 class ProgressBar(TrainerCallback):
-    """One bar for the steps, and one line per evaluation.
+    """One bar for the steps with the tasks' losses below it, and one line per evaluation.
+
+    Where the console is no terminal there is no bar, but a line per log.
 
     Args:
         console: where to write.
         progress: a display that goes on over several runs and gets the bar; it prints no lines. A new one by default.
     """
 
-    def __init__(self, console: Console, progress: Progress | None = None) -> None:
+    def __init__(self, console: Console, progress: ProgressDisplay | None = None) -> None:
         self.shared = progress is not None
-        self.progress = progress or progress_display(console)
+        self.progress = progress or ProgressDisplay(console)
         self.bar: TaskID | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -56,14 +97,24 @@ class ProgressBar(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Show the loss; print a line for an evaluation."""
+        """Show the losses; print a line for an evaluation."""
         logs = logs or {}
         if "loss" in logs and self.bar is not None:
+            losses = {key.removeprefix(LOSS): value for key, value in logs.items() if key.startswith(LOSS)}
+            # A task of which nothing was drawn since the last log keeps its older loss.
+            self.progress.losses = {**self.progress.losses, **losses}
             self.progress.update(self.bar, note=f"loss {logs['loss']:.3f}")
+            if not (self.shared or self.progress.console.is_terminal):
+                self._print_losses(state, logs["loss"], losses)
         if "eval_average" in logs and not self.shared:
             self.progress.console.print(
                 f"step {state.global_step:>5}  average on tune [bold]{logs['eval_average']:.4f}[/bold]", highlight=False
             )
+
+    def _print_losses(self, state: TrainerState, loss: float, losses: Mapping[str, float]) -> None:
+        head = f"step {state.global_step:>5} of {state.max_steps}  loss {loss:.3f}"
+        tasks = losses_line(losses, max(self.progress.console.width - len(head) - 2, 0)) if losses else ""
+        self.progress.console.print(f"{head}  {tasks}", markup=False, highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remove the bar."""
@@ -75,6 +126,7 @@ class ProgressBar(TrainerCallback):
             self.progress.stop()
         elif self.bar is not None:
             self.progress.remove_task(self.bar)
+        self.progress.losses = {}
         self.bar = None
 
 
@@ -120,6 +172,30 @@ class JsonLog(TrainerCallback):
             record = {key: _plain(value) for key, value in (logs or {}).items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+
+
+def check_reporters(names: Iterable[str]) -> None:
+    """Check what a recipe's `report_to` names, before anything is run.
+
+    Raises:
+        ConfigError: naming what transformers does not know (with the nearest that it does), or what is not installed.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(INTEGRATION_TO_CALLBACK)
+            raise ConfigError(
+                f"training.report_to names '{name}', which transformers does not report to."
+                f"{did_you_mean(name, INTEGRATION_TO_CALLBACK)} It knows: {known}."
+            )
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(
+                f"training.report_to names '{name}', which cannot be used here: {first_line(error)} Install its "
+                f"package (pip install {name}), or leave it out; log.jsonl is written anyway."
+            ) from None
 
 
 def _plain(value: Any) -> Any:

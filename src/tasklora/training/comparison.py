@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
 from tasklora.errors import ConfigError, InterruptedRun, NonFiniteLossError, did_you_mean
 from tasklora.evaluation import (
@@ -24,7 +23,7 @@ from tasklora.evaluation import (
     write_text_whole,
 )
 from tasklora.evaluation.results import RECIPE_FILE
-from tasklora.training.callbacks import progress_display
+from tasklora.training.callbacks import ProgressDisplay
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
 from tasklora.training.contenders import MATCHED_LORA, contender, title_of, variant_of
 from tasklora.training.dense_recipe import DenseRecipe
@@ -79,7 +78,7 @@ def compare_methods(
     }
     total = sum(len(cells) for cells in trial_cells.values()) + len(methods) * (len(seeds) - 1)
     chosen: dict[str, list[Cell]] = {}
-    with progress_display(console) as progress:
+    with ProgressDisplay(console) as progress:
         runner = _CellRunner(progress, total, command)
         for method, cells in trial_cells.items():
             for cell in cells:
@@ -150,7 +149,7 @@ def _plan(
 class _CellRunner:
     """Runs cells under one progress display."""
 
-    def __init__(self, progress: Progress, total: int, command: str) -> None:
+    def __init__(self, progress: ProgressDisplay, total: int, command: str) -> None:
         self.progress = progress
         self.command = command
         self.bar = progress.add_task("cells", total=total, note="")

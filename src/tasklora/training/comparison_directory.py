@@ -167,4 +167,10 @@ def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
     if not data["tasks"].get("define"):  # nor had they `define`
         data["tasks"].pop("define", None)
     data["training"].pop("workers", None)
+    # Nor had they these keys: where they say what was so before, cells keep the names that they had.
+    later = {"selection": "average"}, {"weights": None, "epoch_rows": None, "replacement": False, "schedule": None}
+    for section, keys in zip((data["training"], data["training"].get("mixing", {})), later, strict=True):
+        for key, before in keys.items():
+            if section.get(key) == before:
+                section.pop(key, None)
     return data

@@ -96,11 +96,15 @@ class DenseTrainingSection(OptimisationSection):
         early_stopping_patience: evaluations without a better average on tune before training stops.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
+        selection: "average": one model, that of the best average on tune. A choice per task is for text: all tasks of
+            an image come from one forward.
+        report_to: where transformers sends the log too, e.g. [tensorboard]; the package must be installed.
         augmentation: how training images vary, see :class:`tasklora.vision.augment.Augmentation`; null resizes only.
         workers: processes that read and augment images; 0 does it in the training process. Numbers do not depend on it.
     """
 
     eval_batch_size: Positive = 16
+    selection: Literal["average"] = "average"
     augmentation: Augmentation | None = Augmentation()
     workers: int = pydantic.Field(0, ge=0)
 

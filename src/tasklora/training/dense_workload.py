@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class DenseWorkload(Workload):
             callbacks,
         )
 
-    def score(self, split: Split, predictions: Path | None = None) -> SplitScores:
+    def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:
         """Return the scores of a split.
 
         If a file is named, each image's statistics are written into it, and a few images' maps beside it.
@@ -145,7 +145,7 @@ class DenseWorkload(Workload):
         if predictions is not None:
             write_image_statistics(predictions, images)
             write_shown_images(predictions.with_name(SHOWN_FILE), predict_shown(model, rows, size))
-        return scores_of_images(self.specs, images)
+        return scores_of_images(self.specs, {name: images[name] for name in images if tasks is None or name in tasks})
 
     def diagnosed_tasks(self) -> None:
         """Return None: all tasks."""

@@ -2,6 +2,7 @@
 
 RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
       predictions.jsonl  shown_images.npz (of dense runs)  diagnostics.json
+      best_per_task/ (with selection: per_task)  tensorboard/ (with report_to: [tensorboard])
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tasklora.tasks import read_safetensors, read_yaml
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import parse_recipe
+from tasklora.training.selection import read_choices, step_folder
 
 MANIFEST_FILE = "manifest.json"
 RUN_FORMAT = "tasklora/run"
@@ -45,7 +47,9 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
+        self.best_per_task = self.path / "best_per_task"
         self.final = self.path / "final"
+        self.tensorboard = self.path / "tensorboard"
         self.results = self.path / RESULTS_FILE
         self.log = self.path / LOG_FILE
         self.predictions = self.path / PREDICTIONS_FILE
@@ -129,8 +133,12 @@ class RunDirectory:
         folders = sorted(self.checkpoints.glob("checkpoint-*"), key=_step_of, reverse=True)
         return next((folder for folder in folders if _is_whole(folder)), None)
 
-    def model(self) -> Path:
+    def model(self, task: str | None = None) -> Path:
         """Return the directory of the model that the run kept.
+
+        Args:
+            task: with it, of a run with ``selection: per_task``, the model of the task's own best step; the one that
+                the average chose for a task that has none, and for other runs.
 
         Raises:
             CheckpointError: if the run has not finished.
@@ -146,7 +154,8 @@ class RunDirectory:
             raise CheckpointError(
                 f"{self.path} has no finished model (no {self.best.name}/). Finish it with `tasklora train --resume`."
             )
-        return self.best
+        choice = read_choices(self.best_per_task).get(task or "")
+        return step_folder(self.best_per_task, choice.step) if choice else self.best
 
 
 def _step_of(checkpoint: Path) -> int:

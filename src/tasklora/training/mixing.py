@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from tasklora.errors import ConfigError
 from tasklora.tasks import TaskRows
+from tasklora.training.mixing_section import MixingSection, MixSection
+
+Integers: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
 
 
 class MixedRows(Dataset[dict[str, Any]]):
@@ -23,7 +31,7 @@ class MixedRows(Dataset[dict[str, Any]]):
         self.sizes = [len(rows) for _, rows in self.tasks]
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
 
-    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def lengths(self) -> Integers:
         """Return the length of each row's longest text in characters, to group rows that need little padding."""
         return np.concatenate([rows.lengths() for _, rows in self.tasks])
 
@@ -36,26 +44,138 @@ class MixedRows(Dataset[dict[str, Any]]):
         return {**rows[int(index - self._starts[place])], "task": name}
 
 
-def rows_per_epoch(sizes: list[int], strategy: str, temperature: float = 2.0, cap: int | None = None) -> list[int]:
-    """Return how many rows of each task an epoch draws.
+def task_shares(sizes: Mapping[str, int], mix: MixSection) -> Floats:
+    """Return p_t, the share of each task in what is drawn; they add up to 1.
 
-    ``proportional`` draws every row once (n_t); ``capped`` min(n_t, cap); ``equal`` and ``temperature`` share the
-    Σ n_t rows of an epoch by p_t = 1/T and p_t ∝ n_t^(1/temperature) (rounded, at least one row each).
+    ``proportional`` p_t ∝ n_t; ``equal`` p_t = 1/T; ``temperature`` p_t ∝ n_t^(1/temperature); ``capped``
+    p_t ∝ min(n_t, cap); ``weights`` p_t ∝ weight_t.
 
     Args:
-        sizes: n_t, rows of each task.
-        strategy: one of the four names.
-        temperature: 1 is proportional, ∞ is equal.
-        cap: largest count of a task.
+        sizes: task → n_t, its rows.
+        mix: strategy and what it needs.
+
+    Returns:
+        (T,), in the order of `sizes`.
     """
-    counts = np.asarray(sizes, dtype=np.float64)
-    if strategy == "proportional":
-        return list(sizes)
-    if strategy == "capped":
-        assert cap is not None
-        return [min(size, cap) for size in sizes]
-    shares = np.ones_like(counts) if strategy == "equal" else counts ** (1.0 / temperature)
-    return [max(1, int(n)) for n in np.rint(shares / shares.sum() * counts.sum())]
+    counts = np.array(list(sizes.values()), dtype=np.float64)
+    if mix.strategy == "equal":
+        counts = np.ones_like(counts)
+    elif mix.strategy == "temperature":
+        counts = (counts / counts.max()) ** (1.0 / mix.temperature)  # the same shares, and nothing can overflow
+    elif mix.strategy == "capped":
+        assert mix.cap is not None
+        counts = np.minimum(counts, mix.cap)
+    elif mix.strategy == "weights":
+        assert mix.weights is not None
+        counts = np.array([mix.weights[name] for name in sizes])
+    return np.asarray(np.maximum(counts / counts.sum(), np.finfo(np.float64).tiny))
+
+
+def apportion(shares: Floats, rows: int) -> list[int]:
+    """Return whole numbers that add up to `rows`, as near to its shares as can be, none below one.
+
+    What is left after rounding down goes to the largest remainders (the method of Hamilton).
+
+    Args:
+        shares: (T,), adding up to 1; T is at most `rows`.
+        rows: how many.
+    """
+    ideal = shares * rows
+    counts = np.maximum(np.floor(ideal).astype(np.int64), 1)
+    while (left := rows - int(counts.sum())) != 0:  # below 0 where tasks with tiny shares got the one row they need
+        order = np.argsort((counts - ideal) * np.sign(left), kind="stable")
+        if left < 0:
+            order = order[counts[order] > 1]
+        counts[order[: abs(left)]] += np.sign(left)
+    return [int(count) for count in counts]
+
+
+CELLS = 512
+"""Parts of an epoch whose shares are told apart, where they move within it."""
+
+
+class MixingPlan:
+    """How many rows of each task every epoch of a run draws, and where in it; a function of the epoch alone.
+
+    All epochs have the same number of rows, whatever the shares.
+
+    Args:
+        sizes: task → its rows, in the order of the task ids.
+        mixing: the section of the recipe.
+        rows_per_step: rows of an optimiser step, over accumulation and processes.
+        epochs: length of the run.
+        max_steps: the same in optimiser steps; overrides `epochs`.
+
+    Attributes:
+        rows: rows of an epoch.
+
+    Raises:
+        ConfigError: if an epoch has fewer rows than there are tasks, or a schedule over epochs has only one.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        mixing: MixingSection | None = None,
+        rows_per_step: int = 1,
+        epochs: float = 1.0,
+        max_steps: int | None = None,
+    ) -> None:
+        self.mixing = mixing or MixingSection()
+        self.mixing.check_tasks(sizes)
+        self.sizes = dict(sizes)
+        self.rows_per_step = rows_per_step
+        self.rows = self.mixing.epoch_rows or sum(min(size, self.mixing.cap or size) for size in sizes.values())
+        if self.rows < len(sizes):
+            raise ConfigError(
+                f"training.mixing.epoch_rows is {self.rows}, but there are {len(sizes)} tasks: an epoch draws at least "
+                "one row of each."
+            )
+        self.steps_per_epoch = math.ceil(self.rows / rows_per_step)
+        self.epochs = max_steps / self.steps_per_epoch if max_steps else epochs
+        schedule = self.mixing.schedule
+        if schedule is not None and schedule.every == "epoch" and math.ceil(self.epochs) < 2:
+            raise ConfigError(
+                f"training.mixing.schedule moves the shares at every epoch, but the run has only {self.epochs:.3g} "
+                f"epochs of {self.rows} rows. Let it move at every step (schedule.every: step), make epochs shorter "
+                "(mixing.epoch_rows), or train for longer."
+            )
+        self._counts = functools.cache(self._count)
+
+    @property
+    def moves_within_epochs(self) -> bool:
+        """Whether the shares change inside an epoch."""
+        return self.mixing.schedule is not None and self.mixing.schedule.every == "step"
+
+    def shares(self, epoch: int) -> Floats:
+        """Return the shares in an epoch.
+
+        Returns:
+            (cells, T): in :data:`CELLS` equal parts of the epoch where they change inside it, else in one.
+        """
+        start, schedule = task_shares(self.sizes, self.mixing), self.mixing.schedule
+        if schedule is None:
+            return start[None]
+        end = task_shares(self.sizes, schedule)
+        if schedule.every == "epoch":
+            progress = np.array([epoch / (math.ceil(self.epochs) - 1)])
+        else:
+            progress = (epoch + (np.arange(CELLS) + 0.5) / CELLS) / self.epochs
+        u = np.minimum(progress, 1.0)[:, None]
+        if schedule.shape == "step":
+            assert schedule.at is not None
+            return np.where(u < schedule.at, start, end)
+        if schedule.shape == "linear":
+            return np.asarray((1 - u) * start + u * end)
+        mixed = start ** (1 - u) * end**u
+        return np.asarray(mixed / mixed.sum(axis=1, keepdims=True))
+
+    def counts(self, epoch: int) -> list[int]:
+        """Return how many rows of each task an epoch draws; they add up to :attr:`rows`."""
+        return list(self._counts(epoch if self.mixing.schedule is not None else 0))
+
+    def _count(self, epoch: int) -> Sequence[int]:
+        return apportion(self.shares(epoch).mean(axis=0), self.rows)
 
 
 # Rows are grouped by length within this many batches: enough for little padding, few enough for random batches.
@@ -66,30 +186,22 @@ class TaskMixingSampler(Sampler[int]):
     """Draws the rows of an epoch, tasks mixed in random order.
 
     A task that is drawn more often than it has rows is gone through again and again, each time in a new order; one that
-    is drawn less often gives a new random part every epoch. The order depends on seed and epoch only, so a
-    resumed run draws the same rows.
+    is drawn less often gives a new random part every epoch. With `replacement` each row is drawn from all of its task.
+    The order depends on plan, seed and epoch only, so a resumed run draws the same rows.
+
+    Where the shares move within an epoch, each row gets a random time of the density that its task's share has over the
+    epoch, and rows come in the order of their times; with shares that stay, that is a random order.
 
     Args:
-        sizes: rows of each task, as in :class:`MixedRows`.
-        per_epoch: rows of each task to draw per epoch; see :func:`rows_per_epoch`.
+        plan: how many rows of each task an epoch draws; its tasks lie one after the other, as in :class:`MixedRows`.
         seed: of the order.
-        lengths: length of each row; with them, rows of similar length come into the same batch.
-        batch_size: rows per batch, where rows are grouped by length.
+        lengths: length of each row; with them, rows of similar length come into the same batch of a step.
     """
 
-    def __init__(
-        self,
-        sizes: list[int],
-        per_epoch: list[int],
-        seed: int,
-        lengths: np.ndarray[Any, np.dtype[np.int64]] | None = None,
-        batch_size: int = 1,
-    ) -> None:
-        self.sizes = sizes
-        self.per_epoch = per_epoch
+    def __init__(self, plan: MixingPlan, seed: int, lengths: Integers | None = None) -> None:
+        self.plan = plan
         self.seed = seed
         self.lengths = lengths
-        self.batch_size = batch_size
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,27 +209,69 @@ class TaskMixingSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(self.per_epoch)
+        return self.plan.rows
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+        return iter(self.order(self.epoch).tolist())
+
+    def order(self, epoch: int) -> Integers:
+        """Return the rows of an epoch in their order."""
+        generator = np.random.default_rng([self.seed, epoch])
         drawn, start = [], 0
-        for size, count in zip(self.sizes, self.per_epoch, strict=True):
-            rounds = -(-count // size)
-            order = np.concatenate([generator.permutation(size) for _ in range(rounds)])[:count]
+        counts = self.plan.counts(epoch)
+        for size, count in zip(self.plan.sizes.values(), counts, strict=True):
+            if self.plan.mixing.replacement:
+                order = generator.integers(size, size=count)
+            else:
+                rounds = -(-count // size)
+                order = np.concatenate([generator.permutation(size) for _ in range(rounds)])[:count]
             drawn.append(start + order)
             start += size
-        mixed = generator.permutation(np.concatenate(drawn))
-        return iter((mixed if self.lengths is None else self._grouped(mixed, generator)).tolist())
+        rows = np.concatenate(drawn)
+        if self.plan.moves_within_epochs:
+            mixed = rows[np.argsort(self._times(epoch, counts, generator), kind="stable")]
+        else:
+            mixed = generator.permutation(rows)
+        return mixed if self.lengths is None else self._grouped(mixed, generator)
 
-    def _grouped(
-        self, mixed: np.ndarray[Any, np.dtype[np.int64]], generator: np.random.Generator
-    ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return `mixed` sorted by length within groups of batches, the batches of the epoch in random order."""
+    def drawn_before(self, steps: int) -> Integers:
+        """Return how many rows of each task the first optimiser steps of the run draw: (T,)."""
+        epochs, more = divmod(steps, self.plan.steps_per_epoch)
+        counts = np.zeros(len(self.plan.sizes), dtype=np.int64)
+        for epoch in range(epochs):
+            counts += self.plan.counts(epoch)
+        if more:
+            begun = self.order(epochs)[: more * self.plan.rows_per_step]
+            ends = np.cumsum(list(self.plan.sizes.values()))
+            counts += np.bincount(np.searchsorted(ends, begun, side="right"), minlength=len(counts))
+        return counts
+
+    def _times(self, epoch: int, counts: list[int], generator: np.random.Generator) -> Floats:
+        """Return a random time in [0, 1] for each row of the epoch, task after task."""
+        shares = self.plan.shares(epoch)
+        until = np.concatenate([np.zeros((1, len(counts))), np.cumsum(shares, axis=0)]) / shares.sum(axis=0)
+        edges = np.linspace(0.0, 1.0, len(until))
+        return np.concatenate(
+            [np.interp(generator.random(count), until[:, task], edges) for task, count in enumerate(counts)]
+        )
+
+    def _grouped(self, mixed: Integers, generator: np.random.Generator) -> Integers:
+        """Return `mixed` sorted by length within groups of batches, the batches in random order.
+
+        The batches of the whole epoch, or those of each group where the shares move within an epoch.
+        """
         assert self.lengths is not None
-        size = self.batch_size * GROUPED_BATCHES
+        batch = self.plan.rows_per_step
+        size = batch * GROUPED_BATCHES
         groups = [mixed[start : start + size] for start in range(0, len(mixed), size)]
-        ordered = np.concatenate([group[np.argsort(self.lengths[group], kind="stable")] for group in groups])
-        whole = len(ordered) // self.batch_size * self.batch_size
-        batches = generator.permutation(ordered[:whole].reshape(-1, self.batch_size))
-        return np.concatenate([batches.reshape(-1), ordered[whole:]])
+        ordered = [group[np.argsort(self.lengths[group], kind="stable")] for group in groups]
+        if self.plan.moves_within_epochs:
+            return np.concatenate([_shuffled(group, batch, generator) for group in ordered])
+        return _shuffled(np.concatenate(ordered), batch, generator)
+
+
+def _shuffled(rows: Integers, batch: int, generator: np.random.Generator) -> Integers:
+    """Return rows with their batches in random order, an incomplete one last."""
+    whole = len(rows) // batch * batch
+    batches = generator.permutation(rows[:whole].reshape(-1, batch))
+    return np.concatenate([batches.reshape(-1), rows[whole:]])

@@ -34,10 +34,15 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         CheckpointError: if the base cannot be loaded.
         ConfigError: if the method or its options cannot be used on it.
     """
+    method = training_method(recipe.method.name)
+    if method.encoder == "full" and recipe.training.selection == "per_task":
+        raise ConfigError(
+            f"training.selection: per_task keeps a model for every step that some task chose, and '{method.name}' "
+            "trains the whole encoder, which each of them would hold. Take selection: average, or train an adapter."
+        )
     if recipe.extends is not None:
         return extend(recipe)
     specs = recipe.task_specs()
-    method = training_method(recipe.method.name)
     method.check(recipe.method.options)
     section = recipe.model
     config_model = base or load_base(section.name, section.revision, section.dtype, section.trust_remote_code)

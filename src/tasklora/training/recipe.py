@@ -10,6 +10,7 @@ from tasklora.errors import did_you_mean
 from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse
 from tasklora.tasks.sources import Files
 from tasklora.tasks.spec import SPLITS
+from tasklora.training.mixing_section import MixingSection
 from tasklora.training.sections import (
     MethodSection,
     OptimisationSection,
@@ -132,26 +133,6 @@ class TasksSection(Strict):
         return {name: task.files for name, task in self.define.items() if task.files is not None}
 
 
-class MixingSection(Strict):
-    """How often each task is drawn: see :class:`tasklora.training.mixing.TaskMixingSampler`.
-
-    Attributes:
-        strategy: "proportional", "equal", "temperature" or "capped".
-        temperature: of "temperature": p_t ∝ n_t^(1/temperature).
-        cap: of "capped": p_t ∝ min(n_t, cap).
-    """
-
-    strategy: Literal["proportional", "equal", "temperature", "capped"] = "proportional"
-    temperature: float = pydantic.Field(2.0, gt=0)
-    cap: Positive | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> MixingSection:
-        if self.strategy == "capped" and self.cap is None:
-            raise ValueError("mixing strategy 'capped' needs `cap`, the number of rows a task counts at most")
-        return self
-
-
 class TrainingSection(OptimisationSection):
     """Optimisation. Settings are judged on ``tune`` rows, which are held out of train.
 
@@ -163,8 +144,12 @@ class TrainingSection(OptimisationSection):
         group_by_length: put rows of similar length into the same batch, whatever their tasks.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
+        selection: "average": one model for all tasks, that of the best average on tune; "per_task": beside it, the
+            model of each task's own best score on tune.
+        report_to: where transformers sends the log too, e.g. [tensorboard]; the package must be installed.
     """
 
+    selection: Literal["average", "per_task"] = "average"
     mixing: MixingSection = MixingSection()
     group_by_length: bool = True
 
@@ -200,6 +185,7 @@ class Recipe(WrittenOut):
         """
         specs = self.suite().select(self.tasks.include)
         check_task_options(self.tasks.options, specs)
+        self.training.mixing.check_tasks(specs)
         for name, options in self.tasks.options.items():
             if options.class_weights is not None:
                 changed = {**specs[name].model_dump(), "class_weights": options.class_weights}

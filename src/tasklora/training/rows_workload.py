@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tasklora.tasks import (
     save_model,
 )
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.training.mixing import MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
 from tasklora.training.recipe import Recipe
 from tasklora.training.trainer import MultiTaskTrainer
@@ -62,6 +63,10 @@ class RowsWorkload(Workload):
 
     def prepare(self) -> None:
         """Build the model to train, its heads fitted to the training labels."""
+        section = self.recipe.training
+        rows_per_step = section.batch_size * section.gradient_accumulation_steps
+        # What the trainer will draw by; here it is refused before a run is made.
+        MixingPlan(self.rows_per_task(), section.mixing, rows_per_step, section.epochs, section.max_steps)
         self.prepared = prepare(self.recipe)
         for name, rows in self.data.split("train").items():
             head: Any = self.prepared.model.heads[name]
@@ -87,9 +92,9 @@ class RowsWorkload(Workload):
             callbacks=callbacks,
         )
 
-    def score(self, split: Split, predictions: Path | None = None) -> SplitScores:
+    def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:
         """Return the scores of a split, and write what was said of each row into a file if one is named."""
-        rows = self.data.split(split)
+        rows = {name: of_task for name, of_task in self.data.split(split).items() if tasks is None or name in tasks}
         collator = self.prepared.about.collator(self.prepared.base.tokenizer)
         said = predict_tasks(
             self.prepared.model, rows, collator, self.recipe.training.eval_batch_size, progress=self.progress

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from tasklora.errors import (
@@ -23,6 +23,7 @@ from tasklora.errors import (
     UnsupportedError,
 )
 from tasklora.evaluation import (
+    PerTaskResults,
     RunResults,
     SplitScores,
     TrainingSummary,
@@ -36,12 +37,21 @@ from tasklora.evaluation import (
     write_text_whole,
 )
 from tasklora.training.base_trainer import TasksTrainer
-from tasklora.training.callbacks import JsonLog, ProgressBar, StepClock, StopOnInterrupt
+from tasklora.training.callbacks import (
+    JsonLog,
+    ProgressBar,
+    ProgressDisplay,
+    StepClock,
+    StopOnInterrupt,
+    check_reporters,
+)
 from tasklora.training.dense_recipe import DenseRecipe, DenseTrainingSection
 from tasklora.training.dense_workload import DensePrepared
 from tasklora.training.directory import RunDirectory
 from tasklora.training.preparing import Prepared
 from tasklora.training.recipe import Recipe
+from tasklora.training.selection import BestPerTask, score_choices
+from tasklora.training.workload import Workload
 from tasklora.training.workloads import workload_of
 from tasklora.tuner.card import CardScores, write_scores
 
@@ -56,7 +66,7 @@ def train_recipe(
     console: Console | None = None,
     score_untrained: bool = False,
     callbacks: list[TrainerCallback] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressDisplay | None = None,
 ) -> tuple[RunResults, Prepared | DensePrepared]:
     """Train a recipe of either shape into a run directory.
 
@@ -77,6 +87,7 @@ def train_recipe(
     Raises:
         OutputError: if the directory cannot be used.
         CheckpointError: if a run to resume no longer has its rows, base or tasks.
+        ConfigError: if the recipe cannot be run as it is, also where `report_to` names what is not there.
         UnsupportedError: in a group of processes.
         NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
         InterruptedRun: on Ctrl-C; the run can be resumed.
@@ -98,6 +109,7 @@ def train_recipe(
         console.print(f"resuming {run.path} {going_on}", highlight=False)
     else:
         run.check_free(overwrite)
+    check_reporters(recipe.training.report_to)
     work = workload_of(recipe)
     split = recipe.tasks.report_on
     work.load_data(["train", "tune", split])  # before anything is written: bad data leaves no half-made run
@@ -117,12 +129,24 @@ def train_recipe(
     if recipe.training.gradient_checkpointing:
         work.checkpoint_activations()
     interrupt, bar, clock = StopOnInterrupt(), ProgressBar(console, progress), StepClock()
+    selection = _best_per_task(recipe, run, work)
     trainer = work.trainer(
         training_arguments(recipe, run),
-        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt, clock],
+        [
+            JsonLog(run.log),
+            bar,
+            *_early_stopping(recipe),
+            *([selection] if selection else []),
+            *(callbacks or []),
+            interrupt,
+            clock,
+        ],
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
+    for reporter in trainer.callback_handler.callbacks:
+        if isinstance(reporter, TensorBoardCallback) and reporter.logging_dir is None:  # the environment says nothing
+            reporter.logging_dir = str(run.tensorboard)
     started = time.perf_counter()
     seconds_before = _seconds_so_far(run)
     try:
@@ -138,6 +162,8 @@ def train_recipe(
             f"Go on with: tasklora train --resume {run.path}"
         )
     work.save(run.final)
+    if selection:
+        selection.write()
     best = _best_checkpoint(trainer, run)
     if best is not None:
         work.load(best)
@@ -147,6 +173,11 @@ def train_recipe(
     scores = work.score(split, run.predictions)
     model = work.prepared.model
     write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks()))
+    per_task = None
+    if selection:
+        chosen = score_choices(work, split, scores, selection.folder, selection.choices)
+        per_task = PerTaskResults(choices=selection.choices, scores={split: chosen})
+        work.load(run.best)
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -157,6 +188,7 @@ def train_recipe(
         suite=recipe.suite().reference,
         tasks=list(work.specs),
         scores={split: scores},
+        per_task=per_task,
         untrained=untrained,
         parameters=count_parameters(model),
         training=TrainingSummary(
@@ -167,6 +199,7 @@ def train_recipe(
             seconds=seconds,
             step_seconds=clock.median(),
             rows_per_task=work.rows_per_task(),
+            rows_drawn=trainer.drawn_rows(),
             stopped="finished" if trainer.state.global_step >= trainer.state.max_steps else "early_stopping",
         ),
         evaluation_seconds=time.perf_counter() - started,
@@ -175,6 +208,8 @@ def train_recipe(
         machine=machine_description(),
     )
     results.write(run.results)
+    if selection:
+        selection.keep_chosen()
     write_scores(run.best, CardScores(split, {name: s.metrics for name, s in scores.tasks.items()}))
     (run.path / ".seconds").unlink(missing_ok=True)
     return results, work.prepared
@@ -221,6 +256,13 @@ def training_arguments(recipe: Recipe | DenseRecipe, run: RunDirectory) -> Train
 def _early_stopping(recipe: Recipe | DenseRecipe) -> list[TrainerCallback]:
     patience = recipe.training.early_stopping_patience
     return [EarlyStoppingCallback(patience)] if patience is not None else []
+
+
+def _best_per_task(recipe: Recipe | DenseRecipe, run: RunDirectory, work: Workload) -> BestPerTask | None:
+    if recipe.training.selection == "average":
+        return None
+    primaries = {name: spec.primary for name, spec in work.specs.items()}
+    return BestPerTask(run.best_per_task, primaries, work.save)
 
 
 def _best_checkpoint(trainer: TasksTrainer, run: RunDirectory) -> Path | None:

@@ -20,8 +20,8 @@ from transformers import TrainerCallback, TrainingArguments
 from tasklora.evaluation import SplitScores, score_tasks
 from tasklora.tasks import MultiTaskCollator, MultiTaskModel, SavedModel, TaskRows, load_weights, read_about, save_model
 from tasklora.training.base_trainer import TasksTrainer
-from tasklora.training.mixing import MixedRows, TaskMixingSampler, rows_per_epoch
-from tasklora.training.recipe import MixingSection
+from tasklora.training.mixing import MixedRows, MixingPlan, TaskMixingSampler
+from tasklora.training.mixing_section import MixingSection
 from tasklora.tuner import auxiliary_loss
 
 
@@ -59,24 +59,27 @@ class MultiTaskTrainer(TasksTrainer):
         encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        mixing = mixing or MixingSection()
         mixed = MixedRows(train_rows)
         super().__init__(model, about, args, mixed, collator, loss_weights, encoder_learning_rate, callbacks)
         self.tune_rows = tune_rows
         self.group_by_length = group_by_length
-        self.rows_per_epoch = dict(
-            zip(train_rows, rows_per_epoch(mixed.sizes, mixing.strategy, mixing.temperature, mixing.cap), strict=True)
+        self.plan = MixingPlan(
+            dict(zip(train_rows, mixed.sizes, strict=True)),
+            mixing,
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.num_train_epochs,
+            args.max_steps if args.max_steps > 0 else None,
         )
+        self._drawn = self._drawn_at_last_log = torch.zeros(len(self.about_tasks), dtype=torch.long)
+        self._drawn_steps = -1  # the optimiser steps that drew them
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixingSampler:
         mixed = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = mixed.lengths() if self.group_by_length else None
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return TaskMixingSampler(mixed.sizes, list(self.rows_per_epoch.values()), self.args.seed, lengths, per_step)
+        return TaskMixingSampler(self.plan, self.args.seed, mixed.lengths() if self.group_by_length else None)
 
     def num_examples(self, dataloader: Any) -> int:
         """Return the rows of an epoch as drawn, which mixing may make differ from the rows there are."""
-        return sum(self.rows_per_epoch.values())
+        return self.plan.rows
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """Return the batches of a step and the number of their rows over all processes.
@@ -84,8 +87,48 @@ class MultiTaskTrainer(TasksTrainer):
         The Trainer would count the labels that are not −100, which a regression may well have.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(batch["task_ids"]) for batch in batches), device=device)
-        return batches, self.accelerator.reduce(rows, "sum")
+        counts = torch.zeros_like(self._drawn, device=device)
+        for batch in batches:
+            task_ids = batch["task_ids"].to(device)
+            counts.index_add_(0, task_ids, torch.ones_like(task_ids))
+        counts = self.accelerator.reduce(counts, "sum")
+        self._take_over_drawn()
+        self._drawn = self._drawn.to(device) + counts
+        self._drawn_steps += 1
+        return batches, counts.sum()
+
+    def _take_over_drawn(self) -> None:
+        """Count what the steps so far have drawn, where this trainer has not made them itself but resumes a run."""
+        steps = self.state.global_step
+        if self._drawn_steps != steps:
+            self._drawn = self._drawn_before(steps)
+            self._drawn_at_last_log = self._drawn_before(steps - steps % max(int(self.args.logging_steps), 1))
+            self._drawn_steps = steps
+
+    def _drawn_before(self, steps: int) -> Tensor:
+        counts = torch.zeros(len(self.about_tasks), dtype=torch.long)
+        if steps:  # a run that extends another has more tasks than rows
+            places = [self.about_tasks.index(name) for name in self.plan.sizes]
+            counts[places] = torch.from_numpy(self._get_train_sampler().drawn_before(steps))
+        return counts
+
+    def drawn_rows(self) -> dict[str, int]:
+        """Return how many rows of each task the run has drawn so far; a row that came twice counts twice."""
+        self._take_over_drawn()
+        return dict(zip(self.about_tasks, self._drawn.tolist(), strict=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does, with the rows of each task drawn so far as ``drawn/TASK``.
+
+        Tasks of which nothing was drawn since the last log are left out, but for the log at the end of training.
+        """
+        if "loss" in logs or "train_loss" in logs:
+            drawn, before = self.drawn_rows(), self._drawn_at_last_log.tolist()
+            for (name, count), logged in zip(drawn.items(), before, strict=True):
+                if count > (0 if "train_loss" in logs else logged):
+                    logs[f"drawn/{name}"] = count
+            self._drawn_at_last_log = self._drawn
+        super().log(logs, start_time)
 
     def compute_loss(
         self,

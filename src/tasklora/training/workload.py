@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,14 @@ class Workload(ABC):
         """Return the trainer of the prepared model on the loaded rows."""
 
     @abstractmethod
-    def score(self, split: Split, predictions: Path | None = None) -> SplitScores:
-        """Return the scores of a split, and write what was said of each row into a file if one is named."""
+    def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:
+        """Return the scores of a split, and write what was said of each row into a file if one is named.
+
+        Args:
+            split: which split; its rows are loaded.
+            predictions: the file.
+            tasks: which tasks; all by default.
+        """
 
     @abstractmethod
     def diagnosed_tasks(self) -> list[int] | None:
