@@ -28,6 +28,7 @@ from tasklora.report.loading import Source
 from tasklora.report.svg import Picture, legend, picture, series
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
+from tasklora.training.balancing import BALANCING_METHODS, NOT_OFFERED, BalancingSection
 from tasklora.vision.augment import Augmentation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -66,6 +67,7 @@ def recipe_keys() -> str:
         "tasks.options.TASK": recipes.TaskOptions,
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,
+        "training.balancing": BalancingSection,
         "output": recipes.OutputSection,
     }
     return (
@@ -85,6 +87,34 @@ def dense_recipe_keys() -> str:
         "training.augmentation": Augmentation,
     }
     return _sections(sections, "###")
+
+
+def balancing_methods() -> str:
+    """Return every balancing method with its options, and what of TorchJD is left out and why."""
+    parts = []
+    for balances, what in (("losses", "Balancing losses"), ("gradients", "Balancing gradients")):
+        rows = [
+            [f"`{method.name}`", method.title, method.about, _options(method.options), method.source]
+            for method in BALANCING_METHODS.values()
+            if method.balancer.balances == balances
+        ]
+        parts.append(f"**{what}**\n\n" + _text_table(["method", "", "what it does", "options", "source"], rows))
+    left_out = "; ".join(f"`{name}` ({why})" for name, why in NOT_OFFERED.items())
+    return "\n".join(parts) + f"\nNot offered of TorchJD: {left_out}.\n"
+
+
+def _options(record: type[pydantic.BaseModel]) -> str:
+    meanings = _attributes(record.__doc__ or "")
+    said = []
+    for key, field in record.model_fields.items():
+        default = "required" if field.is_required() else f"default {_default(field)}"
+        said.append(f"`{key}` ({default}): {meanings[key].rstrip('.')}")
+    return "; ".join(said)
+
+
+def _text_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _sections(sections: dict[str, Any], heading: str) -> str:
@@ -303,10 +333,10 @@ def speed(name: str) -> Callable[[], str]:
             else:
                 verdict = "met" if goal.met(measurement.value.median) else "**missed**"
                 with_goal.append([measurement.setting, measurement.quantity, str(goal), shown, verdict])
-        tables = _table(["setting", "quantity", "goal", "measured", ""], with_goal)
+        tables = [_table(["setting", "quantity", "goal", "measured", ""], with_goal)] if with_goal else []
         if others:
-            tables += "\n" + _table(["setting", "also measured", "value"], others)
-        return f"{tables}\n{_made_by(data)}"
+            tables.append(_table(["setting", "also measured" if with_goal else "quantity", "value"], others))
+        return "\n".join([*tables, _made_by(data)])
 
     return write
 
@@ -393,6 +423,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),
     "speed_streams": speed("streams"),
+    "balancing_methods": balancing_methods,
+    "speed_balancing": speed("balancing"),
 }
 
 # file in docs/figures → (the file it is drawn from, what draws it)

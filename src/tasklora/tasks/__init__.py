@@ -1,7 +1,7 @@
 """What a task is: its rows, its head, its metrics; and the model that serves several at once."""
 
 from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
-from tasklora.tasks.collate import MultiTaskCollator
+from tasklora.tasks.collate import MultiTaskCollator, split_by_task
 from tasklora.tasks.data import TaskData, TaskRows, load_tasks
 from tasklora.tasks.methods import TRAINING_METHODS, TrainingMethod, training_method
 from tasklora.tasks.metrics import METRICS, compute_metrics
@@ -51,5 +51,6 @@ __all__ = [
     "sha256_of",
     "share_mode",
     "shipped_suites",
+    "split_by_task",
     "training_method",
 ]

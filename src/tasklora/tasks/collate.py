@@ -62,3 +62,31 @@ class MultiTaskCollator:
     def _tokenize(self, texts: list[tuple[str, ...]]) -> Any:
         encoded = [self.tokenizer(*parts, truncation=True, max_length=self.max_length) for parts in texts]
         return self.tokenizer.pad(encoded, return_tensors="pt")
+
+
+def split_by_task(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return a batch for each task of a mixed one, in the order of the ids, cut to its own longest sequence.
+
+    Args:
+        batch: as :class:`MultiTaskCollator` makes it.
+    """
+    task_ids, row_task_ids = batch["task_ids"], batch["row_task_ids"]
+    batches = []
+    for task_id in torch.unique(task_ids).tolist():
+        rows = (task_ids == task_id).nonzero().flatten()
+        encoder_rows = (row_task_ids == task_id).nonzero().flatten()  # those of the first texts come first
+        places = torch.full_like(row_task_ids, -1)
+        places[encoder_rows] = torch.arange(len(encoder_rows), device=places.device)
+        used = batch["attention_mask"][encoder_rows].any(dim=0).nonzero()
+        longest = int(used.max()) + 1 if len(used) else 1
+        cut = {}
+        for name, value in batch.items():
+            if name == "pair_rows":
+                pairs = value[rows]
+                cut[name] = torch.where(pairs >= 0, places[pairs.clamp(min=0)], pairs)
+            elif name in ("task_ids", "labels"):
+                cut[name] = value[rows]
+            else:
+                cut[name] = value[encoder_rows][:, :longest] if value.dim() > 1 else value[encoder_rows]
+        batches.append(cut)
+    return batches
