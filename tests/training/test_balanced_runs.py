@@ -1,25 +1,37 @@
-"""Whole runs with balancing: cut steps, resumption, logs, refusals before anything is written, dense tasks, comparisons.
+"""Whole runs with balancing: cut steps, resumption, logs, refusals, dense tasks, comparisons.
 
 What a step computes is in test_balancing.py.
 """
 
+import os
+import signal
+
 import pytest
 import torch
 
+from helpers_balancing import CLOSE, NEEDED, balanced, expect_same, plain, step
 from helpers_dense import dense_project  # noqa: F401
 from helpers_runs import TASKS, AtStep, assert_same_state, log_of, randomise, use_method
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation import RunResults
+from tasklora.tasks import read_safetensors
 from tasklora.training import InterruptedRun, compare_methods, train_recipe
-from tasklora.training.balancer import STATE_FILE, shared_parameters
+from tasklora.training.balancer import STATE_FILE, own_draws, shared_parameters
 from tasklora.training.balancing import BALANCING_METHODS, BalancingSection
 from tasklora.training.contenders import contender, title_of
-from test_balancing import CLOSE, NEEDED, balanced, expect_same, plain, step
-from test_interrupted_runs import ctrl_c, weights_of
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="TorchJD (tasklora[balancing]) is not installed")
 SMALL = ("training.epochs=1", "tasks.limits={train: 12}")
 STATEFUL = ["uw", "dwa", "famo", "gradvac", "nash_mtl"]
+
+
+def ctrl_c(**_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights_of(directory):
+    files = directory.glob("*.safetensors")
+    return {f"{file.name}/{key}": value for file in files for key, value in read_safetensors(file).items()}
 
 
 def use_balancing(name, **options):
@@ -68,7 +80,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(project, tmp_path, name):
     train_recipe(recipe, tmp_path / "run", resume=True)
     assert_same_state(weights_of(tmp_path / "run" / "final"), weights_of(tmp_path / "whole" / "final"))
     logs = [
-        {r["step"]: {k: v for k, v in r.items() if k.startswith(("weight/", "cosine/"))} for r in log_of(tmp_path / run)}
+        {
+            r["step"]: {k: v for k, v in r.items() if k.startswith(("weight/", "cosine/"))}
+            for r in log_of(tmp_path / run)
+        }
         for run in ("run", "whole")
     ]
     assert logs[0] == logs[1]
@@ -196,8 +211,6 @@ def test_a_step_on_dense_tasks_is_torchjds(dense, images, name):
                 own[n] = own.get(n, 0) + gradient
     rule = {"pcgrad": aggregation.PCGrad, "mgda": aggregation.MGDA, "graddrop": aggregation.GradDrop}[name]()
     balancer = balanced(dense, name).balancer
-    from tasklora.training.balancer import own_draws
-
     with own_draws(torch.device("cpu"), balancer.seed):
         parts = rule(torch.stack(rows)).split([p.numel() for p in names.values()])
     given, _ = dense_step(dense, [images])

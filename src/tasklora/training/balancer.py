@@ -123,6 +123,7 @@ class Balancer(ABC):
             NonFiniteLossError: if a loss, or what the rule makes of them, is NaN or infinite.
         """
 
+    @abstractmethod
     def after_update(self) -> None:
         """Note that the optimiser has made its step."""
 
@@ -171,7 +172,7 @@ class Balancer(ABC):
         self.rule.load(torch.load(path, weights_only=True, map_location="cpu"))
 
 
-class Rule(ABC):
+class Rule:
     """How tasks are weighed: an object of TorchJD with what it remembers.
 
     Args:

@@ -203,7 +203,13 @@ class BalancingMethod:
 
 
 def _losses(
-    name: str, title: str, maker: str, about: str, source: str, rule: type[LossRule] = LossRule, options: Any = NoOptions
+    name: str,
+    title: str,
+    maker: str,
+    about: str,
+    source: str,
+    rule: type[LossRule] = LossRule,
+    options: Any = NoOptions,
 ) -> BalancingMethod:
     return BalancingMethod(name, title, LossBalancer, f"scalarization.{maker}", about, source, rule, options)
 
@@ -218,7 +224,9 @@ def _gradients(
     options: Any = NoOptions,
     packages: tuple[str, ...] = (),
 ) -> BalancingMethod:
-    return BalancingMethod(name, title, GradientBalancer, f"aggregation.{maker}", about, source, rule, options, packages)
+    return BalancingMethod(
+        name, title, GradientBalancer, f"aggregation.{maker}", about, source, rule, options, packages
+    )
 
 
 _QUADPROG = ("qpsolvers", "quadprog")
@@ -228,12 +236,8 @@ BALANCING_METHODS: dict[str, BalancingMethod] = {
     for method in (
         _losses("sum", "sum", "Sum", "Σ v_t", "–"),
         _losses("mean", "mean", "Mean", "the mean of v_t over the step's tasks", "–"),
-        _losses(
-            "random", "RLW", "Random", "weights drawn anew each step, adding up to 1", "Lin et al., TMLR 2022"
-        ),
-        _losses(
-            "geometric_mean", "GLS", "GeometricMean", "(Π v_t)^(1/T)", "Chennupati et al., CVPRW 2019", ValueRule
-        ),
+        _losses("random", "RLW", "Random", "weights drawn anew each step, adding up to 1", "Lin et al., TMLR 2022"),
+        _losses("geometric_mean", "GLS", "GeometricMean", "(Π v_t)^(1/T)", "Chennupati et al., CVPRW 2019", ValueRule),
         _losses(
             "uw",
             "uncertainty weighting",
@@ -298,7 +302,12 @@ BALANCING_METHODS: dict[str, BalancingMethod] = {
             ("cvxpy", "clarabel"),
         ),
         _gradients(
-            "config", "ConFIG", "ConFIG", "equal cosines with all gradients", "Liu, Chu and Thuerey, ICLR 2025", MatrixRule
+            "config",
+            "ConFIG",
+            "ConFIG",
+            "equal cosines with all gradients",
+            "Liu, Chu and Thuerey, ICLR 2025",
+            MatrixRule,
         ),
         _gradients(
             "dualproj",

@@ -57,9 +57,7 @@ def variant_of(contender: str) -> dict[str, str]:
 
 def fixed_keys(contender: str) -> set[str]:
     """Return the recipe's keys that a contender's brackets set."""
-    return {
-        f"training.{key}" if key.startswith(BALANCING) else f"method.{key}" for key in variant_of(contender)
-    }
+    return {f"training.{key}" if key.startswith(BALANCING) else f"method.{key}" for key in variant_of(contender)}
 
 
 def title_of(method: str, shape: str = "text") -> str:
@@ -88,7 +86,9 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
         if method_of(method) == MATCHED_LORA:
             raise ConfigError(f"'{MATCHED_LORA}' takes its options from the recipe; it has no variants.")
         settings = {f"method.{k}": yaml.safe_load(v) for k, v in options.items() if not k.startswith(BALANCING)}
-        balancing = {k.removeprefix(BALANCING): yaml.safe_load(v) for k, v in options.items() if k.startswith(BALANCING)}
+        balancing = {
+            k.removeprefix(BALANCING): yaml.safe_load(v) for k, v in options.items() if k.startswith(BALANCING)
+        }
         if balancing:
             given = recipe.training.balancing  # another balancing method has other options
             kept = given.model_dump() if given is not None and "method" not in balancing else {}

@@ -5,8 +5,8 @@ MiniLM's 21 million weights, MTL-LoRA at rank 8 shares half a million numbers.
 
 Where each row of a batch has one task, v_t depends on the rows of t alone. So each task's rows go through the model by
 themselves, forward and backward, and all T gradients together cost the arithmetic of one step, in T smaller pieces.
-Where every image has all tasks, there is one forward and one backward per task. Rows of J are added up over accumulation
-and processes before anything is combined, so batch 8 equals batch 2 accumulated 4 times.
+Where every image has all tasks, there is one forward and one backward per task. Rows of J are added up over
+accumulation and processes before anything is combined, so batch 8 equals batch 2 accumulated 4 times.
 
 Parameters of one task get the plain gradient of its v_t.
 """
@@ -161,6 +161,9 @@ class GradientBalancer(Balancer):
         if trainer.accelerator.sync_gradients:
             self._finish(trainer.present_tasks(counts).nonzero().flatten())
         return loss
+
+    def after_update(self) -> None:
+        """Do nothing: all that is to be learned is in the gradients."""
 
     def _gradient(self, value: Tensor, retain_graph: bool = False) -> Tensor:
         """Return the gradient of `value` by the shared parameters, (P,); add that by the others to their ``.grad``."""
