@@ -105,6 +105,7 @@ class Balancer(ABC):
     def __init__(self, trainer: TasksTrainer, rule: Rule) -> None:
         self.trainer = trainer
         self.rule = rule
+        rule.to(trainer.args.device)
         self._means: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -170,6 +171,7 @@ class Balancer(ABC):
                 "from another checkpoint, or start a new run."
             )
         self.rule.load(torch.load(path, weights_only=True, map_location="cpu"))
+        self.rule.to(self.trainer.args.device)
 
 
 class Rule:
@@ -189,6 +191,9 @@ class Rule:
 
     def end_step(self, state: TrainerState) -> None:
         """Note that a step is over."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what must be where the losses are."""
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what the optimiser is to learn beside the model."""
@@ -251,11 +256,11 @@ def forked_draws(device: torch.device, begin: list[Tensor] | None = None) -> Ite
 
 def random_state(device: torch.device) -> list[Tensor]:
     """Return the state of the CPU's random numbers, and of the device's."""
-    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
     return [torch.get_rng_state(), *own]
 
 
 def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
     torch.set_rng_state(state[0])
     if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[1], device)
+        torch.get_device_module(device).set_rng_state(state[1])

@@ -68,7 +68,7 @@ class LossRule(Rule):
         """See the losses of the same batches after the update."""
 
     def to(self, device: torch.device) -> None:
-        """Move what has numbers to the model's device."""
+        """Move what must be where the losses are."""
         self.scalariser.to(device)
 
 
@@ -268,7 +268,6 @@ class LossBalancer(Balancer):
     def _begin(self, counts: Any) -> None:
         """Begin a step: see which tasks it has, and what their losses are if the weights depend on it."""
         trainer, device = self.trainer, self.trainer.args.device
-        self.rule.to(device)
         self._begun, self._counts = True, counts
         self._batches = trainer.step_batches
         self._present = trainer.present_tasks(counts).to(device)
