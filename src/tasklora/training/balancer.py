@@ -136,7 +136,7 @@ class Balancer(ABC):
     @property
     def seed(self) -> int:
         """What a rule's random draws of this step begin with: the same in every process and after a resumption."""
-        return self.trainer.args.seed * 1_000_003 + self.trainer.state.global_step
+        return int(self.trainer.args.seed) * 1_000_003 + int(self.trainer.state.global_step)
 
     def note(self, key: str, values: Tensor, present: Tensor) -> None:
         """Keep values (T,) for the next log, which shows ``KEY/TASK``, the mean over the steps that had the task."""

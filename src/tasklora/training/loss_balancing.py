@@ -86,7 +86,7 @@ class LearnedRule(LossRule):
     """
 
     def __init__(self, maker: Any, options: dict[str, Any], num_tasks: int) -> None:
-        self._learning_rate = options.pop("lr", None)
+        self._learning_rate: float | None = options.pop("lr", None)
         super().__init__(maker, {"shape": num_tasks, **options}, num_tasks)
 
     @property
@@ -241,6 +241,9 @@ class LossBalancer(Balancer):
     rule: LossRule
 
     _begun = False
+    _present: Tensor
+    _values: Tensor
+    _known: Tensor | None
 
     def step(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Take one batch of a step; see :meth:`Balancer.step`."""
