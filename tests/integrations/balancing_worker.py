@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from helpers_runs import _project, randomise
+from helpers_runs import Project, randomise
 
 WAYS = {
     "pcgrad": "{method: pcgrad}",
@@ -19,7 +19,9 @@ WAYS = {
 
 def main(project: str, output: str, batch: str) -> None:
     """Train and save what each way ends with."""
-    tiny = _project(Path(project))
+    torch.set_num_threads(1)
+    root = Path(project)
+    tiny = Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
     for way, balancing in WAYS.items():
         overrides = [f"training.balancing={balancing}", f"training.batch_size={batch}", "training.max_steps=4"]
         # Without groups of length a step has the same rows however many processes share it.

@@ -90,8 +90,8 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
             k.removeprefix(BALANCING): yaml.safe_load(v) for k, v in options.items() if k.startswith(BALANCING)
         }
         if balancing:
-            given = recipe.training.balancing  # another balancing method has other options
-            kept = given.model_dump() if given is not None and "method" not in balancing else {}
+            own = recipe.training.balancing  # another balancing method has other options
+            kept = own.model_dump() if own is not None and "method" not in balancing else {}
             settings["training.balancing"] = {**kept, **balancing}
         return changed(contender(recipe, method_of(method)), settings)
     names = known_contenders(recipe.shape)

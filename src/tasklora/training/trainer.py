@@ -140,7 +140,8 @@ class MultiTaskTrainer(TasksTrainer):
     def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Return a batch's share of what the method adds to the loss of a step."""
         added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(self.args.device)
-        return added * len(inputs["task_ids"]) / counts
+        share: Tensor = added * len(inputs["task_ids"]) / counts
+        return share
 
     def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
         """Return Σ λ_t ℓ over each task's rows of a batch, divided by the rows that it has in the whole step."""
