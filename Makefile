@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist loadfile
 
-.PHONY: demo demo-vision test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard results-glue results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
+.PHONY: demo demo-vision test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard bench-balancing results-glue results-balancing results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -64,6 +64,10 @@ bench: $(STAMP)
 bench-full: $(STAMP) .venv-adapters/.installed
 	$(BIN)/python benchmarks/run.py --output benchmarks/results
 
+# What docs/balancing.md says balancing costs; data/glue as for results-glue.
+bench-balancing: $(STAMP)
+	$(BIN)/python benchmarks/balancing.py --data-root data/glue --output benchmarks/results
+
 bench-guard: $(STAMP)
 	$(BIN)/python benchmarks/guard.py
 
@@ -74,6 +78,8 @@ bench-guard: $(STAMP)
 	.venv-adapters/bin/python -m pip install -q "adapters==1.3.0" "peft>=0.21.2,<1"
 	touch $@
 
+BALANCED = mtl_lora[balancing.method=mean],mtl_lora[balancing.method=uw],mtl_lora[balancing.method=famo],mtl_lora[balancing.method=pcgrad],mtl_lora[balancing.method=cagrad,balancing.c=0.4],mtl_lora[balancing.method=mgda],mtl_lora[balancing.method=upgrad]
+
 # What benchmarks/results/glue-comparison.json was made with; data/glue holds TASK/{train,tune,validation}.jsonl. Hours on
 # two cores; run again, it goes on where it was stopped.
 results-glue: $(STAMP)
@@ -81,6 +87,12 @@ results-glue: $(STAMP)
 		--methods lora,mtl_lora,per_task_lora,lora_matched,heads_only,full_fine_tuning,ta_lora,moe_lora,multi_lora,hydra_lora \
 		--seeds 0,1,2 \
 		--search lr=1e-3,3e-3 --search heads_only:lr=3e-3,1e-2 --search full_fine_tuning:lr=1e-3 --search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4 \
+		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, validation: 300}'
+
+# Does balancing change scores? The plain sum beside methods of both kinds, at the rates of results-glue.
+results-balancing: $(STAMP)
+	$(BIN)/tasklora compare recipes/glue.yaml --data-root data/glue --output runs/balancing-comparison \
+		--methods "mtl_lora,$(BALANCED)" --baseline mtl_lora --seeds 0,1,2 --search lr=1e-3,3e-3 \
 		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, validation: 300}'
 
 # The same for the demo's embedded tasks, without any download: benchmarks/results/embedded-comparison.json.

@@ -139,6 +139,7 @@ class Project:
             recipe.loss_weights(),
             recipe.training.group_by_length,
             recipe.method.options.get("encoder_learning_rate"),
+            balancing=recipe.training.balancing,
         )
 
 

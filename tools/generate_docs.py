@@ -28,6 +28,7 @@ from tasklora.report.svg import Picture, legend, picture, series
 from tasklora.tasks import METRICS
 from tasklora.training import dense_recipe as dense
 from tasklora.training import recipe as recipes
+from tasklora.training.balancing import BALANCING_METHODS, NOT_OFFERED, BalancingSection
 from tasklora.training.mixing_section import ScheduleSection
 from tasklora.vision.augment import Augmentation
 
@@ -79,6 +80,7 @@ def recipe_keys() -> str:
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,
         "training.mixing.schedule": ScheduleSection,
+        "training.balancing": BalancingSection,
         "output": recipes.OutputSection,
     }
     return (
@@ -98,6 +100,34 @@ def dense_recipe_keys() -> str:
         "training.augmentation": Augmentation,
     }
     return _sections(sections, "###")
+
+
+def balancing_methods() -> str:
+    """Return every balancing method with its options, and what of TorchJD is left out and why."""
+    parts = []
+    for balances, what in (("losses", "Balancing losses"), ("gradients", "Balancing gradients")):
+        rows = [
+            [f"`{method.name}`", method.title, method.about, _options(method.options), method.source]
+            for method in BALANCING_METHODS.values()
+            if method.balancer.balances == balances
+        ]
+        parts.append(f"**{what}**\n\n" + _text_table(["method", "", "what it does", "options", "source"], rows))
+    left_out = "; ".join(f"`{name}` ({why})" for name, why in NOT_OFFERED.items())
+    return "\n".join(parts) + f"\nNot offered of TorchJD: {left_out}.\n"
+
+
+def _options(record: type[pydantic.BaseModel]) -> str:
+    meanings = _attributes(record.__doc__ or "")
+    said = []
+    for key, field in record.model_fields.items():
+        default = "required" if field.is_required() else f"default {_default(field)}"
+        said.append(f"`{key}` ({default}): {meanings[key].rstrip('.')}")
+    return "; ".join(said)
+
+
+def _text_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _sections(sections: dict[str, Any], heading: str) -> str:
@@ -206,10 +236,10 @@ def speed(name: str) -> Callable[[], str]:
             else:
                 verdict = "met" if goal.met(measurement.value.median) else "**missed**"
                 with_goal.append([measurement.setting, measurement.quantity, str(goal), shown, verdict])
-        tables = table(["setting", "quantity", "goal", "measured", ""], with_goal)
+        tables = [table(["setting", "quantity", "goal", "measured", ""], with_goal)] if with_goal else []
         if others:
-            tables += "\n" + table(["setting", "also measured", "value"], others)
-        return f"{tables}\n{_made_by(data)}"
+            tables.append(table(["setting", "also measured" if with_goal else "quantity", "value"], others))
+        return "\n".join([*tables, _made_by(data)])
 
     return write
 
@@ -298,6 +328,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),
     "speed_streams": speed("streams"),
+    "balancing_methods": balancing_methods,
+    "speed_balancing": speed("balancing"),
 }
 
 # file in docs/figures → (the file it is drawn from, what draws it)

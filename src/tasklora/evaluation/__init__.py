@@ -37,6 +37,7 @@ from tasklora.evaluation.results import (
 from tasklora.evaluation.runner import (
     Prediction,
     count_parameters,
+    parameter_group,
     predict_rows,
     predict_tasks,
     score_tasks,
@@ -80,6 +81,7 @@ __all__ = [
     "diagnose",
     "machine_description",
     "package_versions",
+    "parameter_group",
     "peak_memory",
     "predict_rows",
     "predict_shown",

@@ -15,6 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 
 from tasklora.errors import CheckpointError, NonFiniteLossError, UnsupportedError, listing
 from tasklora.evaluation import SplitScores
+from tasklora.training.balancer import BalancingCallback, TaskLosses
+from tasklora.training.balancing import BalancingSection
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -36,9 +38,11 @@ class TasksTrainer(Trainer):
         loss_weights: task name → λ_t.
         encoder_learning_rate: peak learning rate of the encoder; None for that of everything else.
         callbacks: further callbacks.
+        balancing: what weighs the tasks against each other; None for the plain loss.
 
     Raises:
         UnsupportedError: under FSDP or DeepSpeed.
+        ConfigError: if there is nothing to balance, or something is not installed.
     """
 
     control: TrainerControl
@@ -53,6 +57,7 @@ class TasksTrainer(Trainer):
         loss_weights: Mapping[str, float] | None = None,
         encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        balancing: BalancingSection | None = None,
     ) -> None:
         # Rows of one batch belong together (pairs; a batch's labels), so torch's DataParallel must not scatter them.
         args._n_gpu = min(args.n_gpu, 1)
@@ -79,6 +84,28 @@ class TasksTrainer(Trainer):
         self._lambdas = torch.tensor([weights.get(name, 1.0) for name in self.about_tasks])
         self._loss_sums = torch.zeros(len(self.about_tasks))
         self._loss_counts = torch.zeros(len(self.about_tasks))
+        self.step_batches: list[dict[str, Any]] = []
+        self.balancer = None if balancing is None else balancing.balancer(self)
+        if self.balancer is not None:
+            self.add_callback(BalancingCallback(self.balancer))
+
+    @abstractmethod
+    def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
+        """Return what a batch contributes to the losses of its step, each task's apart.
+
+        Args:
+            model: the model.
+            inputs: the batch.
+            counts: what the whole step has, as ``get_batch_samples`` says.
+            note: keep the losses for the log.
+
+        Raises:
+            NonFiniteLossError: naming the tasks that gave NaN or infinity.
+        """
+
+    @abstractmethod
+    def present_tasks(self, counts: Any) -> Tensor:
+        """Return which tasks a step has, (T,) bool."""
 
     @abstractmethod
     def score_tune(self) -> SplitScores:
@@ -100,6 +127,24 @@ class TasksTrainer(Trainer):
     def about_tasks(self) -> list[str]:
         """Task names in the order of their ids."""
         return list(self.about.tasks)
+
+    def split_by_task(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return batches with the rows of one task each, where rows have one; else the batch itself."""
+        return [inputs]
+
+    def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
+        """Return a batch's share of what the method adds to the loss of a step."""
+        return torch.zeros((), device=self.args.device)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run forward and backward of a batch, and return its part of the loss."""
+        if self.balancer is None:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        model.train()
+        return self.balancer.step(model, self._prepare_inputs(inputs), num_items_in_batch)
 
     def stop_if_not_finite(self, losses: Tensor, task_ids: Tensor) -> None:
         """Stop where a loss is NaN or infinite.
@@ -136,7 +181,10 @@ class TasksTrainer(Trainer):
         self._loss_counts = self._loss_counts.to(losses.device).index_add_(0, task_ids, counts.float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does, with each task's mean training loss since the last log as ``loss/TASK``."""
+        """Log as the Trainer does, with each task's mean training loss since the last log as ``loss/TASK``.
+
+        Where tasks are balanced, also ``weight/TASK`` and ``cosine/TASK``, each task's mean cosine with the others.
+        """
         if "loss" in logs:
             sums, counts = (
                 self.accelerator.reduce(t.clone(), "sum").tolist() for t in (self._loss_sums, self._loss_counts)
@@ -146,6 +194,8 @@ class TasksTrainer(Trainer):
                     logs[f"loss/{name}"] = total / count
             self._loss_sums.zero_()
             self._loss_counts.zero_()
+            if self.balancer is not None:
+                logs.update(self.balancer.take_logs())
         super().log(logs, start_time)
 
     def evaluate(
@@ -211,12 +261,19 @@ class TasksTrainer(Trainer):
                     {**group, "params": part, "lr": rate} for part, rate in zip(parts, rates, strict=True) if part
                 ]
             optimizer.param_groups[:] = groups
+        learned = self.balancer.rule.parameters() if made and self.balancer is not None else []
+        if learned and self.balancer is not None:
+            rate = self.balancer.rule.learning_rate or self.args.learning_rate
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what is trained; the frozen base is not written."""
         if self.args.should_save:
-            self.write_model(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir))
+            directory = Path(output_dir or self.args.output_dir)
+            self.write_model(self.accelerator.unwrap_model(self.model), directory)
+            if self.balancer is not None:
+                self.balancer.save(directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint.
@@ -236,3 +293,5 @@ class TasksTrainer(Trainer):
             )
         target = model if model is not None else self.model
         self.read_weights(self.accelerator.unwrap_model(target), Path(resume_from_checkpoint))
+        if self.balancer is not None:
+            self.balancer.load(Path(resume_from_checkpoint))

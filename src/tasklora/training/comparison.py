@@ -25,13 +25,13 @@ from tasklora.evaluation import (
 from tasklora.evaluation.results import RECIPE_FILE
 from tasklora.training.callbacks import ProgressDisplay
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
-from tasklora.training.contenders import MATCHED_LORA, contender, title_of, variant_of
+from tasklora.training.contenders import MATCHED_LORA, contender, fixed_keys, title_of
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import changed
 from tasklora.training.run import train_recipe
 from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
-from tasklora.training.workloads import count_recipe_parameters, workload_of
+from tasklora.training.workloads import check_recipe, workload_of
 
 
 def compare_methods(
@@ -119,14 +119,13 @@ def _plan(
     if any(settings.keys() & {"method.r", "method.lora_alpha"} for settings in trials.get(MATCHED_LORA, [])):
         raise ConfigError(f"the rank of '{MATCHED_LORA}' follows from the recipe's parameters and is not searched.")
     for method in methods:
-        own = {f"method.{key}" for key in variant_of(method)}
-        searched = sorted(own.intersection(*(settings.keys() for settings in trials[method])))
+        searched = sorted(fixed_keys(method).intersection(*(settings.keys() for settings in trials[method])))
         if searched:
             raise ConfigError(f"'{method}' has a fixed value of {searched[0]}, which cannot be searched too.")
     check_same_effort(trials)
     for method, made in contenders.items():
         for settings in trials[method]:
-            count_recipe_parameters(changed(made, settings))  # says what is wrong with the options on this base
+            check_recipe(changed(made, settings))  # says what is wrong with the options on this base
     rows = {}
     for seed in seeds:
         work = workload_of(changed(recipe, {"training.seed": seed}))

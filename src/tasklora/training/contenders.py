@@ -19,6 +19,8 @@ from tasklora.vision.methods import DENSE_METHODS
 MATCHED_LORA = "lora_matched"
 VARIANT = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 """``METHOD[option=value,option=value]``"""
+BALANCING = "balancing."
+"""What options of a variant begin with that are those of the recipe's ``training.balancing``."""
 
 METHODS_OF: dict[str, Mapping[str, Any]] = {"text": TRAINING_METHODS, "dense": DENSE_METHODS}
 """Shape of a recipe → its methods."""
@@ -48,16 +50,22 @@ def variant_of(contender: str) -> dict[str, str]:
     if not parts or len(options) < len(parts) or not all(key and value for key, value in options.items()):
         raise ConfigError(
             f"'{contender}' is no variant of a method; write METHOD[OPTION=VALUE,…], e.g. "
-            "mtlora[task_r=8,mode=addition]."
+            "mtlora[task_r=8,mode=addition], or mtl_lora[balancing.method=pcgrad]."
         )
     return options
+
+
+def fixed_keys(contender: str) -> set[str]:
+    """Return the recipe's keys that a contender's brackets set."""
+    return {f"training.{key}" if key.startswith(BALANCING) else f"method.{key}" for key in variant_of(contender)}
 
 
 def title_of(method: str, shape: str = "text") -> str:
     """Return a contender's name as in tables."""
     options = variant_of(method)
     if options:
-        said = ", ".join(f"{key} {value}" for key, value in options.items())
+        short = {key: key.removeprefix(BALANCING) for key in options} | {f"{BALANCING}method": "balancing"}
+        said = ", ".join(f"{short[key]} {value}" for key, value in options.items())
         return f"{title_of(method_of(method), shape)}, {said}"
     return "LoRA, parameters matched" if method == MATCHED_LORA else str(METHODS_OF[shape][method].title)
 
@@ -67,7 +75,8 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
 
     The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
     method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
-    ``METHOD[OPTION=VALUE,…]`` is a method with some options of its own: what an ablation compares.
+    ``METHOD[OPTION=VALUE,…]`` is a method with some options of its own: what an ablation compares. There
+    ``balancing.method`` and the options of that balancing stand for ``training.balancing``.
 
     Raises:
         ConfigError: on an unknown method or option, or if there is no rank to match.
@@ -76,7 +85,14 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     if options:
         if method_of(method) == MATCHED_LORA:
             raise ConfigError(f"'{MATCHED_LORA}' takes its options from the recipe; it has no variants.")
-        settings = {f"method.{key}": yaml.safe_load(value) for key, value in options.items()}
+        settings = {f"method.{k}": yaml.safe_load(v) for k, v in options.items() if not k.startswith(BALANCING)}
+        balancing = {
+            k.removeprefix(BALANCING): yaml.safe_load(v) for k, v in options.items() if k.startswith(BALANCING)
+        }
+        if balancing:
+            own = recipe.training.balancing  # another balancing method has other options
+            kept = own.model_dump() if own is not None and "method" not in balancing else {}
+            settings["training.balancing"] = {**kept, **balancing}
         return changed(contender(recipe, method_of(method)), settings)
     names = known_contenders(recipe.shape)
     if method == MATCHED_LORA and method not in names:

@@ -94,6 +94,7 @@ class DenseTrainingSection(OptimisationSection):
         warmup_ratio: share of the steps with rising learning rate.
         evaluate_every: "epoch" or a number of steps; also how often a checkpoint is written.
         early_stopping_patience: evaluations without a better average on tune before training stops.
+        balancing: how the tasks' losses or gradients are weighed against each other; null for the plain sum.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
         selection: "average": one model, that of the best average on tune. A choice per task is for text: all tasks of

@@ -20,6 +20,8 @@ from transformers import TrainerCallback, TrainingArguments
 from tasklora.errors import BrokenAdapterError, NonFiniteLossError
 from tasklora.evaluation import SplitScores, score_images, scores_of_images
 from tasklora.evaluation.dense import ImageCollator
+from tasklora.training.balancer import TaskLosses
+from tasklora.training.balancing import BalancingSection
 from tasklora.training.base_trainer import WHAT_TO_DO, TasksTrainer
 from tasklora.training.dense_data import ImageSampler, VariedImages
 from tasklora.vision.data import DenseRows
@@ -43,6 +45,7 @@ class DenseTrainer(TasksTrainer):
         loss_weights: task name → λ_t; the suite's by default.
         encoder_learning_rate: peak learning rate of the encoder; None for that of the decoders.
         callbacks: further callbacks.
+        balancing: what weighs the tasks against each other; None for the loss above.
     """
 
     train_dataset: VariedImages
@@ -57,12 +60,14 @@ class DenseTrainer(TasksTrainer):
         loss_weights: dict[str, float] | None = None,
         encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        balancing: BalancingSection | None = None,
     ) -> None:
         weights = loss_weights or {name: spec.loss_weight for name, spec in about.tasks.items()}
         collator = ImageCollator(about.tasks)
-        super().__init__(model, about, args, train_images, collator, weights, encoder_learning_rate, callbacks)
+        super().__init__(
+            model, about, args, train_images, collator, weights, encoder_learning_rate, callbacks, balancing
+        )
         self.tune_images = tune_images
-        self._batches = 1
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ImageSampler:
         return ImageSampler(len(self.train_dataset), self.args.seed)
@@ -79,7 +84,7 @@ class DenseTrainer(TasksTrainer):
         for batch in batches:
             for place, (name, spec) in enumerate(self.about.tasks.items()):
                 counts[place] += step_counts(spec, batch["labels"][name]).to(device)
-        self._batches = len(batches)
+        self.step_batches = batches
         return batches, self.accelerator.reduce(counts, "sum")
 
     def compute_loss(
@@ -94,23 +99,45 @@ class DenseTrainer(TasksTrainer):
         Raises:
             NonFiniteLossError: naming the tasks that gave NaN or infinity, before anything is changed by it.
         """
-        outputs, labels, specs = model(inputs["pixel_values"]), inputs["labels"], self.about.tasks
         counts = num_items_in_batch
         if counts is None:
-            counts = torch.stack([step_counts(spec, labels[name]) for name, spec in specs.items()])
+            counts = torch.stack([step_counts(spec, inputs["labels"][name]) for name, spec in self.about.tasks.items()])
+        outputs, parts = self._parts(model, inputs, counts)
+        losses = torch.stack(parts)
+        # Gradients are averaged over processes afterwards, but the counts are those of all of them.
+        loss = (losses * self._lambdas.to(losses)).sum() * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _parts(
+        self, model: nn.Module, inputs: dict[str, Any], counts: Tensor, note: bool = True
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return what the model says, and the batch's part of L_t of each task."""
+        outputs, labels, specs = model(inputs["pixel_values"]), inputs["labels"], self.about.tasks
         parts = [
             dense_loss(spec, outputs[name], labels[name], of_task)
             for (name, spec), of_task in zip(specs.items(), counts, strict=True)
         ]
-        losses = torch.stack(parts)
+        losses = torch.stack(parts).detach()
         task_ids = torch.arange(len(specs), device=losses.device)
-        self.stop_if_not_finite(losses.detach(), task_ids)
-        # A step's parts add up to its loss; a task counts in the steps in which it has a label.
-        shares = (counts[:, 0] > 0).float() / (self._batches * self.accelerator.num_processes)
-        self.note_losses(losses.detach(), task_ids, shares.to(losses.device))
-        # Gradients are averaged over processes afterwards, but the counts are those of all of them.
-        loss = (losses * self._lambdas.to(losses)).sum() * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        self.stop_if_not_finite(losses, task_ids)
+        if note:
+            # A step's parts add up to its loss; a task counts in the steps in which it has a label.
+            shares = (counts[:, 0] > 0).float() / (max(1, len(self.step_batches)) * self.accelerator.num_processes)
+            self.note_losses(losses, task_ids, shares.to(losses.device))
+        return outputs, parts
+
+    def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
+        """Return a batch's part of λ_t L_t of each task that has a label in the step."""
+        _, parts = self._parts(model, inputs, counts, note)
+        # Not by an entry of a stack of them, whose backward would run through every task's decoder.
+        weighted = [part * weight.to(part) for part, weight in zip(parts, self._lambdas, strict=True)]
+        values = {task: weighted[task] for task in self.present_tasks(counts).nonzero().flatten().tolist()}
+        return TaskLosses(values, torch.stack(weighted).detach().sum() * self.accelerator.num_processes)
+
+    def present_tasks(self, counts: Any) -> Tensor:
+        """Return which tasks have a valid pixel in the step."""
+        present: Tensor = counts[:, 0] > 0
+        return present
 
     def undecayed(self, model: nn.Module) -> set[str]:
         """Return what takes no weight decay: all norms, biases and relative-position tables too."""

@@ -125,6 +125,7 @@ class DenseWorkload(Workload):
             self.recipe.loss_weights(),
             self.recipe.method.options.get(ENCODER_LEARNING_RATE),
             callbacks,
+            section.balancing,
         )
 
     def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:

@@ -27,6 +27,7 @@ from tasklora.evaluation import (
 )
 from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
 from tasklora.tasks import read_safetensors, read_yaml
+from tasklora.training.balancer import STATE_FILE
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import parse_recipe
@@ -169,8 +170,8 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         for file in checkpoint.glob("*.safetensors"):
             read_safetensors(file)
-        for name in ("optimizer.pt", "scheduler.pt"):
-            torch.load(checkpoint / name, weights_only=True, map_location="cpu")
+        for file in {checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob(STATE_FILE)}:
+            torch.load(file, weights_only=True, map_location="cpu")
     except (CheckpointError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
         return False
     return True

@@ -141,6 +141,7 @@ class TrainingSection(OptimisationSection):
         warmup_ratio: share of the steps with rising learning rate.
         evaluate_every: "epoch" or a number of steps; also how often a checkpoint is written.
         early_stopping_patience: evaluations without a better average on tune before training stops.
+        balancing: how the tasks' losses or gradients are weighed against each other; null for the family's plain sum.
         group_by_length: put rows of similar length into the same batch, whatever their tasks.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.

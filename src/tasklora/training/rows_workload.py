@@ -90,6 +90,7 @@ class RowsWorkload(Workload):
             self.recipe.training.group_by_length,
             self.recipe.method.options.get(ENCODER_LEARNING_RATE),
             callbacks=callbacks,
+            balancing=self.recipe.training.balancing,
         )
 
     def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:

@@ -114,6 +114,8 @@ def train_recipe(
     split = recipe.tasks.report_on
     work.load_data(["train", "tune", split])  # before anything is written: bad data leaves no half-made run
     work.prepare()
+    if recipe.training.balancing is not None:
+        recipe.training.balancing.check(work.prepared.model, list(work.specs))
     fingerprints = work.fingerprints()
     if not resume:
         run.create(recipe, command, fingerprints, overwrite)

@@ -10,6 +10,7 @@ import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
 from tasklora.tasks import Strict
+from tasklora.training.balancing import BalancingSection
 
 Positive = pydantic.PositiveInt
 
@@ -47,6 +48,7 @@ class OptimisationSection(Strict):
     warmup_ratio: float = pydantic.Field(0.06, ge=0, lt=1)
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     max_grad_norm: float = pydantic.Field(1.0, ge=0)
+    balancing: BalancingSection | None = None
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
     evaluate_every: Literal["epoch"] | Positive = "epoch"
     early_stopping_patience: Positive | None = None

@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from tasklora.evaluation import SplitScores, score_tasks
-from tasklora.tasks import MultiTaskCollator, MultiTaskModel, SavedModel, TaskRows, load_weights, read_about, save_model
+from tasklora.tasks import (
+    MultiTaskCollator,
+    MultiTaskModel,
+    MultiTaskOutput,
+    SavedModel,
+    TaskRows,
+    load_weights,
+    read_about,
+    save_model,
+    split_by_task,
+)
+from tasklora.training.balancer import TaskLosses
+from tasklora.training.balancing import BalancingSection
 from tasklora.training.base_trainer import TasksTrainer
 from tasklora.training.mixing import MixedRows, MixingPlan, TaskMixingSampler
 from tasklora.training.mixing_section import MixingSection
@@ -40,6 +52,7 @@ class MultiTaskTrainer(TasksTrainer):
         group_by_length: put rows of similar length into the same batch, whatever their tasks: less padding.
         encoder_learning_rate: peak learning rate of the encoder; None for that of the heads.
         callbacks: further callbacks.
+        balancing: what weighs the tasks against each other; None for the loss above.
 
     Raises:
         UnsupportedError: under FSDP or DeepSpeed.
@@ -58,9 +71,11 @@ class MultiTaskTrainer(TasksTrainer):
         group_by_length: bool = True,
         encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        balancing: BalancingSection | None = None,
     ) -> None:
         mixed = MixedRows(train_rows)
-        super().__init__(model, about, args, mixed, collator, loss_weights, encoder_learning_rate, callbacks)
+        super().__init__(model, about, args, mixed, collator, loss_weights, encoder_learning_rate, callbacks, balancing)
+        self._task_rows = torch.zeros(len(about.tasks), dtype=torch.long)
         self.tune_rows = tune_rows
         self.group_by_length = group_by_length
         self.plan = MixingPlan(
@@ -82,7 +97,7 @@ class MultiTaskTrainer(TasksTrainer):
         return self.plan.rows
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Return the batches of a step and the number of their rows over all processes.
+        """Return the batches of a step and the number of their rows, over all processes.
 
         The Trainer would count the labels that are not −100, which a regression may well have.
         """
@@ -95,6 +110,7 @@ class MultiTaskTrainer(TasksTrainer):
         self._take_over_drawn()
         self._drawn = self._drawn.to(device) + counts
         self._drawn_steps += 1
+        self.step_batches, self._task_rows = batches, counts
         return batches, counts.sum()
 
     def _take_over_drawn(self) -> None:
@@ -142,17 +158,48 @@ class MultiTaskTrainer(TasksTrainer):
         Raises:
             NonFiniteLossError: naming the tasks whose rows gave NaN or infinity, before anything is changed by it.
         """
-        output = model(**inputs)
-        task_ids, losses = inputs["task_ids"], output.losses.detach()
-        self.stop_if_not_finite(losses, task_ids)
-        self.note_losses(losses, task_ids, torch.ones_like(losses))
-        rows = len(task_ids) if num_items_in_batch is None else num_items_in_batch
-        weighted = output.losses * self._lambdas.to(task_ids.device)[task_ids]
+        output, weighted = self._weighted_losses(model, inputs)
+        rows = len(weighted) if num_items_in_batch is None else num_items_in_batch
         # What the method adds counts once per step, so each batch brings its share of it.
-        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(weighted) * len(task_ids)
+        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(weighted) * len(weighted)
         # Gradients are averaged over processes afterwards, but `rows` counts the rows of all of them.
         loss = (weighted.sum() + added) / rows * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
+
+    def _weighted_losses(
+        self, model: nn.Module, inputs: dict[str, Any], note: bool = True
+    ) -> tuple[MultiTaskOutput, Tensor]:
+        """Return what the model says, and λ_t ℓ of each row, (N,)."""
+        output = model(**inputs)
+        task_ids, losses = inputs["task_ids"], output.losses.detach()
+        self.stop_if_not_finite(losses, task_ids)
+        if note:
+            self.note_losses(losses, task_ids, torch.ones_like(losses))
+        return output, output.losses * self._lambdas.to(task_ids.device)[task_ids]
+
+    def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
+        """Return a batch's share of what the method adds to the loss of a step."""
+        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(self.args.device)
+        share: Tensor = added * len(inputs["task_ids"]) / counts
+        return share
+
+    def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
+        """Return Σ λ_t ℓ over each task's rows of a batch, divided by the rows that it has in the whole step."""
+        output, weighted = self._weighted_losses(model, inputs, note)
+        values = {
+            task: weighted[places].sum() / self._task_rows[task].to(weighted.device)
+            for task, places in output.rows.items()
+        }
+        # As in compute_loss: the log's loss is averaged over processes.
+        return TaskLosses(values, weighted.detach().sum() / counts * self.accelerator.num_processes)
+
+    def present_tasks(self, counts: Any) -> Tensor:
+        """Return which tasks have rows in the step."""
+        return self._task_rows > 0
+
+    def split_by_task(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return a batch for each task that this one has, with its rows alone."""
+        return split_by_task(inputs)
 
     def score_tune(self) -> SplitScores:
         """Return the scores of the tune rows."""

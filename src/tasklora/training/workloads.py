@@ -21,6 +21,13 @@ def workload_of(recipe: Recipe | DenseRecipe) -> Workload:
     return _WORKLOADS[recipe.shape](recipe)
 
 
+def check_recipe(recipe: Recipe | DenseRecipe) -> None:
+    """Raise ConfigError if a recipe's method or balancing cannot be used on its base; no weights are loaded."""
+    model = workload_of(recipe).skeleton()
+    if recipe.training.balancing is not None:
+        recipe.training.balancing.check(model, list(recipe.task_specs()))
+
+
 def count_recipe_parameters(recipe: Recipe | DenseRecipe) -> ParameterCounts:
     """Return the parameter counts of a recipe's model; no weights are loaded but those of a run that it extends."""
     return workload_of(recipe).count_parameters()
