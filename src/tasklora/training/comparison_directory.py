@@ -168,8 +168,12 @@ def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
         data["tasks"].pop("define", None)
     data["training"].pop("workers", None)
     # Nor had they these keys: where they say what was so before, cells keep the names that they had.
-    later = {"selection": "average"}, {"weights": None, "epoch_rows": None, "replacement": False, "schedule": None}
-    for section, keys in zip((data["training"], data["training"].get("mixing", {})), later, strict=True):
+    mixing: dict[str, Any] = {"weights": None, "epoch_rows": None, "replacement": False, "schedule": None}
+    later: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (data["training"], {"selection": "average", "balancing": None}),
+        (data["training"].get("mixing", {}), mixing),
+    ]
+    for section, keys in later:
         for key, before in keys.items():
             if section.get(key) == before:
                 section.pop(key, None)

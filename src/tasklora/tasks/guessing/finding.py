@@ -228,9 +228,9 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
             notes.append(f"{split} is left out: {why}")
             del looks[split], rows[split]
     together = looks["train"]
-    for split in looks:
-        if split != "train":
-            together = {n: merged(c, looks[split][n]) if n in looks[split] else c for n, c in together.items()}
+    for name, look in looks.items():
+        if name != "train":
+            together = {n: merged(c, look[n]) if n in look else c for n, c in together.items()}
     for name in [*first.settings["inputs"], first.label]:
         if together[name].holds == "mixed or nested values":
             held = ", ".join(f"{look[name].holds} in {split}" for split, look in looks.items())
