@@ -66,6 +66,7 @@ def recipe_keys() -> str:
         "tasks.options.TASK": recipes.TaskOptions,
         "training": recipes.TrainingSection,
         "training.mixing": recipes.MixingSection,
+        "training.gradient_cosines": recipes.GradientCosinesSection,
         "output": recipes.OutputSection,
     }
     return (

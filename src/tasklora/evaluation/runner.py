@@ -131,13 +131,14 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     groups = {"shared": 0, "per_task": 0, "heads": 0, "other": 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_group_of(model, name)] += parameter.numel()
+            groups[parameter_group(model, name)] += parameter.numel()
     return ParameterCounts(
         trainable=sum(groups.values()), total=sum(p.numel() for p in model.parameters()), groups=groups
     )
 
 
-def _group_of(model: nn.Module, name: str) -> str:
+def parameter_group(model: nn.Module, name: str) -> str:
+    """Return the group of :class:`ParameterCounts` that a trained parameter belongs to, by its name in the model."""
     if name.startswith(("heads.", "decoders.")):
         return "heads"
     owner, _, leaf = name.rpartition(".")

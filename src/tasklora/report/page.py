@@ -15,8 +15,10 @@ import jinja2
 from tasklora.errors import OutputError
 from tasklora.evaluation import Estimate, ScoredImages, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers, sizes
+from tasklora.report.division import division
 from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.images import worst_images
+from tasklora.report.interference import interference
 from tasklora.report.loading import Source, load_source
 from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
@@ -109,7 +111,7 @@ def render(source: Source) -> str:
         shown=pictures_of(source),
         failures=[(method.title, method.failures) for method in source.results.methods if method.failures],
         errors=_errors(source),
-        errors_of=source.results.method(_shown_method(source)).title,
+        errors_of=source.results.method(source.shown_method).title,
         style="\n".join((templates / style).read_text(encoding="utf-8") for style in styles),
         script=(templates / "report.js").read_text(encoding="utf-8"),
     )
@@ -129,7 +131,7 @@ def _pictures(source: Source) -> list[Picture]:
     if source.comparison:
         makers.append(figures.training_time)
     made = [make(source) for make in makers]
-    return [picture for picture in [*made, *curves.diagnostics(source)] if picture is not None]
+    return [picture for picture in [*made, *interference(source), *division(source)] if picture is not None]
 
 
 def _facts(source: Source) -> dict[str, str]:
@@ -202,7 +204,7 @@ def _images_table(source: Source) -> PageTable:
                     ),
                 ]
             )
-    title = source.results.method(_shown_method(source)).title
+    title = source.results.method(source.shown_method).title
     return PageTable(
         "images",
         "Images to look at",
@@ -316,14 +318,10 @@ def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:
     return Cell(numbers.estimate(estimate), value, value == best)
 
 
-def _shown_method(source: Source) -> str:
-    return source.results.main if source.runs.get(source.results.main) else source.results.baseline
-
-
 def _errors(source: Source) -> list[TaskErrors]:
     if source.is_dense:  # its rows are no texts to read: see _images_table
         return []
-    shown = _shown_method(source)
+    shown = source.shown_method
     others: dict[str, Any] = {
         method.title: source.runs[method.name][0].rows
         for method in figures.done(source.results)

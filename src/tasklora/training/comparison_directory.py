@@ -162,5 +162,6 @@ def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
     # Recipes had no `shape` while all were of text, and cells are named by what is returned here.
     data = recipe.model_dump(mode="json", exclude={"output", "description", "shape"})
     del data["tasks"]["data_root"], data["training"]["seed"]
-    data["training"].pop("workers", None)
+    for measured in ("workers", "gradient_cosines"):  # no number depends on them
+        data["training"].pop(measured, None)
     return data

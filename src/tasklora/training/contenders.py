@@ -88,7 +88,7 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     if method not in names:
         raise ConfigError(f"unknown method '{method}'.{did_you_mean(method, names)} Methods: {', '.join(names)}.")
     if method == recipe.method.name:
-        return recipe
+        return _measurable(recipe)
     other = METHODS_OF[recipe.shape]["lora" if method == MATCHED_LORA else method]
     given = _options(recipe)
     if "scale" in given and "lora_alpha" in other.options:
@@ -102,7 +102,18 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     data = recipe.model_dump(mode="json")
     data["method"] = {"name": other.name, **options}
     made = parse_recipe(data, f"the recipe with {method}")
-    return _matched(recipe, made) if method == MATCHED_LORA else made
+    return _measurable(_matched(recipe, made) if method == MATCHED_LORA else made)
+
+
+def _measurable(recipe: Recipe | DenseRecipe) -> Recipe | DenseRecipe:
+    """Return the recipe without measuring gradients where tasks share no low-rank parameters, as `heads_only`."""
+    if (
+        isinstance(recipe, Recipe)
+        and recipe.training.gradient_cosines
+        and not count_recipe_parameters(recipe).groups["shared"]
+    ):
+        return changed(recipe, {"training.gradient_cosines": None})
+    return recipe
 
 
 def _options(recipe: Recipe | DenseRecipe) -> dict[str, Any]:

@@ -93,6 +93,18 @@ class MixingSection(Strict):
         return self
 
 
+class GradientCosinesSection(Strict):
+    """Cosines between the tasks' gradients of what they share: see :mod:`tasklora.evaluation.gradients`.
+
+    Attributes:
+        every: optimiser steps from one measurement to the next; the first is before training.
+        rows: training rows of each task that a measurement draws; a forward and backward of all of them is its cost.
+    """
+
+    every: Positive
+    rows: int = pydantic.Field(32, ge=2)
+
+
 class TrainingSection(OptimisationSection):
     """Optimisation. Settings are judged on ``tune`` rows, which are held out of train.
 
@@ -104,10 +116,12 @@ class TrainingSection(OptimisationSection):
         group_by_length: put rows of similar length into the same batch, whatever their tasks.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
+        gradient_cosines: how often to measure them; null for never. Training ends bit for bit the same.
     """
 
     mixing: MixingSection = MixingSection()
     group_by_length: bool = True
+    gradient_cosines: GradientCosinesSection | None = None
 
 
 class Recipe(WrittenOut):

@@ -119,7 +119,7 @@ def train_recipe(
     interrupt, bar, clock = StopOnInterrupt(), ProgressBar(console, progress), StepClock()
     trainer = work.trainer(
         training_arguments(recipe, run),
-        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt, clock],
+        [JsonLog(run.log), bar, *_early_stopping(recipe), *(callbacks or []), interrupt, clock, *work.measuring(run)],
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
@@ -146,7 +146,7 @@ def train_recipe(
     started = time.perf_counter()
     scores = work.score(split, run.predictions)
     model = work.prepared.model
-    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks()))
+    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
