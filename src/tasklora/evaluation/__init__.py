@@ -65,12 +65,14 @@ from tasklora.evaluation.shown_images import (
     write_shown_images,
 )
 from tasklora.evaluation.subspaces import inner_products, principal_angles
+from tasklora.evaluation.transfer import SINGLE
 
 __all__ = [
     "DIAGNOSTICS_FILE",
     "GRADIENT_COSINES_FILE",
     "PREDICTIONS_FILE",
     "SHOWN_FILE",
+    "SINGLE",
     "CellResults",
     "ComparisonResults",
     "Diagnostics",

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from tasklora.report.numbers import number
@@ -26,6 +27,9 @@ NUMBERED = 10
 """Maps of up to so many columns have their numbers in the cells."""
 UNDER_NUMBERS = 0.6
 """Opacity that numbers are still read on."""
+SHADES = 25
+"""Shades of each colour that are told apart."""
+_SQUARE = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
 MAX_LAYERS = 60
 """More layers than these are averaged by block."""
 
@@ -53,19 +57,20 @@ def heat_map(
         numbers: write the values into the cells.
         square: whether cells are squares.
     """
-    strongest = UNDER_NUMBERS if numbers else 1.0
+    cells: dict[int, list[Path]] = {}  # cells of one shade are one path: thousands of them make a page heavy
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
             if np.isnan(value):
                 axes.text(column, row, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
                 continue
-            colour = POSITIVE if value >= 0 else NEGATIVE
-            alpha = strongest * min(1.0, abs(float(value)) / top)
-            axes.add_patch(
-                Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=round(alpha, 3), linewidth=0)
-            )
+            shade = round(SHADES * min(1.0, max(-1.0, float(value) / top)))
+            cells.setdefault(shade, []).append(Path(_SQUARE + (column, row), closed=True))
             if numbers:
                 axes.text(column, row, number(float(value), 2), ha="center", va="center", color=INK, fontsize=7)
+    strongest = UNDER_NUMBERS if numbers else 1.0
+    for shade, squares in cells.items():
+        colour, alpha = POSITIVE if shade >= 0 else NEGATIVE, strongest * abs(shade) / SHADES
+        axes.add_patch(PathPatch(Path.make_compound_path(*squares), facecolor=colour, alpha=alpha, linewidth=0))
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", color=INK)

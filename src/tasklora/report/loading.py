@@ -12,6 +12,7 @@ from typing import Any
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean
 from tasklora.evaluation import (
     SHOWN_FILE,
+    SINGLE,
     CellResults,
     ComparisonResults,
     Diagnostics,
@@ -133,7 +134,7 @@ class Source:
     @property
     def shown_method(self) -> str:
         """The method of that run."""
-        return self.results.main if self.runs.get(self.results.main) else self.results.baseline
+        return self.results.main if self.runs.get(self.results.main) else self.results.baseline.removesuffix(SINGLE)
 
     @property
     def specs(self) -> dict[str, TaskSpec] | dict[str, DenseTaskSpec]:

@@ -22,6 +22,7 @@ from tasklora.report.interference import interference
 from tasklora.report.loading import Source, load_source
 from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
+from tasklora.report.transfer import transfer, with_transfer
 from tasklora.vision.spec import DenseTaskSpec
 
 REPORT_FILE = "report.html"
@@ -125,7 +126,7 @@ def _data_link(data: Any) -> str:
 def _pictures(source: Source) -> list[Picture]:
     makers: list[Callable[[Source], Picture | None]] = [figures.scores]
     if source.comparison:
-        makers += [figures.differences, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
+        makers += [figures.differences, transfer, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
         makers += [figures.search]
     makers += [curves.loss_curves, curves.score_curves, figures.parameters]
     if source.comparison:
@@ -183,6 +184,7 @@ def _range(numbers: list[int]) -> str:
 
 def _tables(source: Source) -> list[PageTable]:
     tables = [_methods_table(source), _tasks_table(source)] if source.comparison else [_metrics_table(source)]
+    tables += [_transfer_table(source)] if with_transfer(source) else []
     return [*tables, *([_images_table(source)] if source.is_dense else [])]
 
 
@@ -268,6 +270,26 @@ def _tasks_table(source: Source) -> PageTable:
         "Mean ± standard deviation over the seeds; the highest mean of a row is bold, which does not say that it "
         "differs from the others by more than chance.",
         ["task", "metric", _unit(source), *(method.title for method in methods)],
+        rows,
+    )
+
+
+def _transfer_table(source: Source) -> PageTable:
+    methods = with_transfer(source)
+    rows = []
+    for task in source.results.metrics:
+        cells = [Cell(task, task)]
+        for method in methods:
+            gained, relative = method.transfer.get(task), method.relative_transfer.get(task)
+            cells.append(Cell(numbers.difference(gained), numbers.sortable(gained)))
+            cells.append(Cell("–", "") if relative is None else Cell(numbers.signed(relative, 1), relative))
+        rows.append(cells)
+    return PageTable(
+        "transfer",
+        "Transfer per task",
+        "Score in the run of all tasks minus that in a run of the task's own, with its 95 % interval, and in percent "
+        "of the latter (not where that is near zero).",
+        ["task", *(title for method in methods for title in (method.title, "%"))],
         rows,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
+from tasklora.evaluation import SINGLE
 from tasklora.tasks import TRAINING_METHODS, training_method
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
@@ -31,7 +32,7 @@ def known_contenders(shape: str = "text") -> list[str]:
 
 def method_of(contender: str) -> str:
     """Return the method of a contender: of ``mtlora[task_r=8]`` it is ``mtlora``."""
-    return contender.partition("[")[0].strip()
+    return contender.removesuffix(SINGLE).partition("[")[0].strip()
 
 
 def variant_of(contender: str) -> dict[str, str]:
@@ -40,6 +41,7 @@ def variant_of(contender: str) -> dict[str, str]:
     Raises:
         ConfigError: if they cannot be read.
     """
+    contender = contender.removesuffix(SINGLE)
     if "[" not in contender and "]" not in contender:
         return {}
     found = VARIANT.fullmatch(contender)
@@ -55,6 +57,8 @@ def variant_of(contender: str) -> dict[str, str]:
 
 def title_of(method: str, shape: str = "text") -> str:
     """Return a contender's name as in tables."""
+    if method.endswith(SINGLE):
+        return f"{title_of(method.removesuffix(SINGLE), shape)}, one run per task"
     options = variant_of(method)
     if options:
         said = ", ".join(f"{key} {value}" for key, value in options.items())
@@ -68,10 +72,17 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     The options that both methods have (rank, α, dropout, which layers) are kept: LoRA is rank-matched to the main
     method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
     ``METHOD[OPTION=VALUE,…]`` is a method with some options of its own: what an ablation compares.
+    ``METHOD@single`` has the recipe of its method; see :mod:`tasklora.training.single_tasks` for what is made of it.
 
     Raises:
         ConfigError: on an unknown method or option, or if there is no rank to match.
     """
+    if method.endswith(SINGLE):
+        if not isinstance(recipe, Recipe):
+            raise ConfigError(
+                f"'{method}': runs of single tasks are for recipes on text; on images, compare 'single_task'."
+            )
+        return contender(recipe, method.removesuffix(SINGLE))
     options = variant_of(method)
     if options:
         if method_of(method) == MATCHED_LORA:
