@@ -7,8 +7,9 @@ of MTL-LoRA A and the B_i, not Λ_t and w_t)
 
 A step that follows one of two gradients with a negative cosine raises the other's loss, to first order (the conflict
 of Yu et al., "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782, section 2.2). A sample's gradient is noisy,
-which draws cosines towards 0; so each task's sample is measured in two halves, and the cosine of a task's two halves
-says how much of its gradient is more than noise.
+which draws cosines towards 0; so each task's sample is measured in two halves, and the cosine h of a task's two halves
+says how much of its gradient is more than noise: whole samples of two tasks with the same gradient have 2h / (1 + h)
+(Spearman and Brown's formula, which holds where noise is equal and independent).
 
 Dropout is off, λ_t and what a method adds to the loss are left out. Memory: the gradients of all tasks are kept in main
 memory while a measurement is made, 2 T × (shared parameters) × 4 bytes; on the accelerator are those of one batch.

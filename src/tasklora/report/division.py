@@ -52,7 +52,7 @@ def _mixing_weights(source: Source, layers: dict[str, Any], name: str, title: st
             f"{of_shown(source)}The mean over the layers of the weight that each task (rows) gives each {what} {even}. "
             f"Rows that look alike share what they use; means near {1 / count:.2f} may hide layers that differ.",
             data,
-            (4.2, 1.2 + 0.14 * len(tasks)),
+            (7.6, 1.2 + 0.14 * len(tasks)),
             lambda figure: _one(figure, weights.mean(axis=0), tasks, labels, 1.0),
         )
     return picture(

@@ -64,7 +64,7 @@ def heat_map(
                 axes.text(column, row, "–", ha="center", va="center", color=MUTED, fontsize=6.5)
                 continue
             shade = round(SHADES * min(1.0, max(-1.0, float(value) / top)))
-            cells.setdefault(shade, []).append(Path(_SQUARE + (column, row), closed=True))
+            cells.setdefault(shade, []).append(Path(_SQUARE + np.array([column, row]), closed=True))
             if numbers:
                 axes.text(column, row, number(float(value), 2), ha="center", va="center", color=INK, fontsize=7)
     strongest = UNDER_NUMBERS if numbers else 1.0

@@ -70,8 +70,8 @@ def gradient_matrix(source: Source) -> Picture:
         f"{of_shown(source)}The cosine between two tasks' gradients of the parameters that they share, the mean of "
         f"{len(during)} measurement(s), {steps}. Blue pairs pull the same way; orange pairs pull against each other: a "
         "step that helps one would, alone, raise the loss of the other. The diagonal is a task against itself, on two "
-        "halves of its sample: what noise leaves of a perfect 1, and about what two like tasks could reach at most. "
-        "Around zero is common and harmless; a negative cosine is a hint to look at that pair's scores, not a proof of "
+        "halves of its sample: what noise leaves of a perfect 1. Where it is h, two tasks with the very same gradient "
+        "would show about 2h / (1 + h); colours are scaled to the pairs, the diagonal may exceed them. Around zero is common and harmless; a negative cosine is a hint to look at that pair's scores, not a proof of "
         "harm."
     )
     return _matrix(source, values, tasks, "gradient-cosines", "Do the tasks' gradients agree?", reading, diverging=True)
@@ -310,7 +310,7 @@ def _matrix(
     if len(tasks) > FEW_TASKS:
         order = _order(values if diverging else -values)
         values, tasks, reading = values[np.ix_(order, order)], [tasks[place] for place in order], reading + _ORDERED
-    top = largest(values, 0.1)
+    top = largest(np.where(np.eye(len(values), dtype=bool), np.nan, values), 0.1)
 
     def draw(figure: Figure) -> None:
         heat_map(figure.subplots(), values, tasks, tasks, top, numbers=numbers, square=True)
