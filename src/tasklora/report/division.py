@@ -76,7 +76,14 @@ def _expert_weights(source: Source, layers: dict[str, Any]) -> Picture:
 
 
 def _per_layer(
-    source: Source, layers: dict[str, Any], name: str, title: str, reading: str, key: str, top: float | None = None
+    source: Source,
+    layers: dict[str, Any],
+    name: str,
+    title: str,
+    reading: str,
+    key: str,
+    top: float | None = None,
+    least: float = 0.0,
 ) -> Picture:
     """Return a map of one number per layer (rows) and task (columns); of several the mean is shown."""
     tasks = tasks_of(source)
@@ -89,7 +96,7 @@ def _per_layer(
         f"{of_shown(source)}{reading}{blocks}",
         {"layers": list(layers), "tasks": tasks, key: list(layers.values())},
         (7.6, 1.3 + 0.13 * len(names)),
-        lambda figure: _one(figure, shown, names, tasks, top or largest(shown)),
+        lambda figure: _one(figure, shown, names, tasks, top or largest(shown, least)),
     )
 
 
@@ -139,8 +146,9 @@ def _shared_cosine(source: Source, layers: dict[str, Any]) -> Picture:
         "shared-cosine",
         "How the task directions stand to the shared ones",
         "The cosine between the shared part of ΔW and the task's part, per layer (rows) and task (columns): near 0 "
-        "they are kept apart, as `orthogonality` asks; blue repeats the shared part, orange takes some of it back.",
+        "they are kept apart, as the option orthogonality asks; blue repeats the shared part, orange takes some of it back.",
         "cosine",
+        least=0.2,  # what is nearly zero is to look so
     )
 
 

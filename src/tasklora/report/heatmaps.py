@@ -66,7 +66,8 @@ def heat_map(
             shade = round(SHADES * min(1.0, max(-1.0, float(value) / top)))
             cells.setdefault(shade, []).append(Path(_SQUARE + np.array([column, row]), closed=True))
             if numbers:
-                axes.text(column, row, number(float(value), 2), ha="center", va="center", color=INK, fontsize=7)
+                said = number(round(float(value), 2) + 0.0, 2)  # no minus before a zero
+                axes.text(column, row, said, ha="center", va="center", color=INK, fontsize=7)
     strongest = UNDER_NUMBERS if numbers else 1.0
     for shade, squares in cells.items():
         colour, alpha = POSITIVE if shade >= 0 else NEGATIVE, strongest * abs(shade) / SHADES
