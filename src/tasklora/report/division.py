@@ -146,7 +146,8 @@ def _shared_cosine(source: Source, layers: dict[str, Any]) -> Picture:
         "shared-cosine",
         "How the task directions stand to the shared ones",
         "The cosine between the shared part of ΔW and the task's part, per layer (rows) and task (columns): near 0 "
-        "they are kept apart, as the option orthogonality asks; blue repeats the shared part, orange takes some of it back.",
+        "they are kept apart, as the option orthogonality asks; blue repeats the shared part, orange takes some of it "
+        "back.",
         "cosine",
         least=0.2,  # what is nearly zero is to look so
     )

@@ -236,7 +236,7 @@ def updates_per_layer(source: Source) -> Picture:
 
 def own_shares(source: Source) -> Picture:
     """How much of the updates tasks do not share, by method."""
-    shares = {}
+    shares: dict[str, dict[str, Any]] = {}
     for method, found in _methods_with_pairs(source).items():
         per_layer = {layer: own_share(*_of_layer(found, layer)) for layer in found.per_pair["update_cosine"]}
         squares = {layer: _of_layer(found, layer)[1].square().sum().item() for layer in per_layer}
