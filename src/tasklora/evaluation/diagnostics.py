@@ -22,7 +22,7 @@ DIAGNOSTICS_FILE = "diagnostics.json"
 DIAGNOSTICS_VERSION = 2
 
 MAX_COMPARED_TASKS = 64
-"""Of more tasks no pairs are compared: there would be T (T − 1) / 2 of them in every layer."""
+"""Updates of more tasks are not compared: there would be T (T − 1) / 2 pairs in every layer."""
 
 DIGITS = 4
 """Decimal places of what is said of pairs: their number grows with T²."""
@@ -92,14 +92,15 @@ def diagnose(
                     matrix = values[ids][:, ids].cpu()
                     entries = [float(matrix[pair]) for pair in pairs_of(len(ids))]
                     found.per_pair.setdefault(diagnostic, {})[layer] = plain_numbers(entries, DIGITS)
+        if len(ids) > MAX_COMPARED_TASKS:
+            found.notes = [f"updates of more than {MAX_COMPARED_TASKS} tasks are not compared; there are {len(ids)}."]
+            continue
         try:
             factors = module.task_factors()
         except UnsupportedError as error:
             notes[first_line(error)] = None
             continue
         _compare(found, layer, [(down.cpu(), up.cpu()) for down, up in (factors[place] for place in ids)])
-        if len(ids) > MAX_COMPARED_TASKS:
-            found.notes = [f"pairs of more than {MAX_COMPARED_TASKS} tasks are not compared; there are {len(ids)}."]
     if "update_norm" not in found.per_task:
         found.notes += list(notes)
     counts = {len(entries) for layers in found.per_task.values() for entries in layers.values()}
@@ -112,10 +113,6 @@ def _compare(found: Diagnostics, layer: str, factors: Factors) -> None:
     """Add what the tasks' factors of one layer say."""
     spaces = update_spaces(factors)
     found.per_task.setdefault("update_rank", {})[layer] = spaces.ranks.tolist()
-    if len(factors) > MAX_COMPARED_TASKS:
-        norms = torch.cat([inner_products([one]).flatten() for one in factors])
-        found.per_task.setdefault("update_norm", {})[layer] = plain_numbers(norms.clamp(min=0).sqrt().tolist())
-        return
     inner = inner_products(factors)
     found.per_task.setdefault("update_norm", {})[layer] = plain_numbers(inner.diagonal().clamp(min=0).sqrt().tolist())
     if len(factors) < 2:
