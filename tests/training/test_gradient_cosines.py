@@ -166,6 +166,11 @@ def test_bad_settings_are_named(project, section, message):
         project.load(f"training.gradient_cosines={section}")
 
 
+def test_recipes_on_images_do_not_have_the_key(dense_project):
+    with pytest.raises(ConfigError, match=r"training\.gradient_cosines"):
+        dense_project.load("training.gradient_cosines={every: 4}")
+
+
 def test_a_comparison_measures_the_methods_that_share_and_its_cells_stay_the_same(project, tmp_path):
     recipe = project.load(EVERY, "training.max_steps=2")
     results = compare_methods(recipe, tmp_path / "comparison", ["mtl_lora", "heads_only"], [0])

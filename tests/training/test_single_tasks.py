@@ -97,13 +97,15 @@ def test_an_interrupted_cell_goes_on_where_it_was(project, compared, tmp_path, m
     assert not any("eval_average" in record for record in log)
 
 
-def test_what_cannot_be_compared_is_refused_before_anything_runs(project, tmp_path):
+def test_what_cannot_be_compared_is_refused_before_anything_runs(project, dense_project, tmp_path):
     recipe = project.load()
     with pytest.raises(ConfigError, match="'lora@single' is what 'lora' is measured against: compare that one too"):
         compare_methods(recipe, tmp_path / "out", ["mtl_lora", "lora@single"], [0])
     with pytest.raises(ConfigError, match="unknown method 'lorra'"):
         contender(recipe, "lorra@single")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="runs of single tasks are for recipes on text; on images, compare 'single_t"):
+        contender(dense_project.load(), "mtlora@single")
     assert contender(recipe, "mtl_lora[r=2]@single") == contender(recipe, "mtl_lora[r=2]")
     assert title_of("mtl_lora[r=2]@single") == "MTL-LoRA, r 2, one run per task"
     assert contender(project.load(use_method("lora")), "lora@single").method.name == "lora"
