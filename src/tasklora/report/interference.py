@@ -71,8 +71,9 @@ def gradient_matrix(source: Source) -> Picture:
         f"{len(during)} measurement(s), {steps}. Blue pairs pull the same way; orange pairs pull against each other: a "
         "step that helps one would, alone, raise the loss of the other. The diagonal is a task against itself, on two "
         "halves of its sample: what noise leaves of a perfect 1. Where it is h, two tasks with the very same gradient "
-        "would show about 2h / (1 + h); colours are scaled to the pairs, the diagonal may exceed them. Around zero is "
-        "common and harmless; a negative cosine is a hint to look at that pair's scores, not a proof of harm."
+        "would show about 2h / (1 + h); where it is near 0 or below, the sample was too small to say anything. Colours "
+        "are scaled to the pairs, the diagonal may exceed them. Around zero is common and harmless; a "
+        "negative cosine is a hint to look at that pair's scores, not a proof of harm."
     )
     return _matrix(source, values, tasks, "gradient-cosines", "Do the tasks' gradients agree?", reading, diverging=True)
 
