@@ -81,6 +81,7 @@ def recipe_keys() -> str:
         "training.mixing": recipes.MixingSection,
         "training.mixing.schedule": ScheduleSection,
         "training.balancing": BalancingSection,
+        "training.gradient_cosines": recipes.GradientCosinesSection,
         "output": recipes.OutputSection,
     }
     return (

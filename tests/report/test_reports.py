@@ -1,6 +1,5 @@
 """What a report says is what the runs' files say; what cannot stand in one report is refused by name."""
 
-import base64
 import json
 import re
 import shutil
@@ -8,18 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from helpers_reports import data_of
 from tasklora.errors import CheckpointError, ConfigError, OutputError
 from tasklora.evaluation import RunResults, read_predictions
 from tasklora.report.examples import PER_TASK, worst_errors
 from tasklora.report.loading import load_source
 from tasklora.report.page import render, write_report
 from tasklora.training import train_recipe
-
-
-def data_of(page: str, figure: str):
-    """Return the data of a figure in a page."""
-    (content,) = re.findall(rf'download="{figure}.json" href="data:application/json;base64,([^"]+)"', page)
-    return json.loads(base64.b64decode(content.replace("&#43;", "+")))
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_what_is_reported_is_of_the_new_tasks(project, tmp_path):
     run = trained(project, tmp_path / "first")
     recipe = project.load(THEN, *QUICK, f"extends={run}")
     train_recipe(recipe, tmp_path / "extended")
-    for layers in read_diagnostics(tmp_path / "extended" / "diagnostics.json").values():
+    for layers in read_diagnostics(tmp_path / "extended" / "diagnostics.json").per_task.values():
         assert all(len(tasks) == 1 for tasks in layers.values())
     assert "answer" in write_report([tmp_path / "extended"], tmp_path / "page.html").read_text()
 

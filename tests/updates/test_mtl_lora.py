@@ -49,3 +49,5 @@ def test_diagnostics(task_matrix):
     matrices = update.Lambda if task_matrix == "full" else torch.diag_embed(update.Lambda)
     change = torch.stack([torch.linalg.norm(matrix - torch.eye(3)) for matrix in matrices]) / 3**0.5
     close(found["task_matrix_change"], change)
+    apart = torch.stack([torch.linalg.norm(one - other) / 3**0.5 for one in matrices for other in matrices])
+    close(update.pair_diagnostics()["task_matrix_distance"], apart.view(4, 4))

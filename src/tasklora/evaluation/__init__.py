@@ -11,7 +11,23 @@ from tasklora.evaluation.comparison import (
     delta_m,
 )
 from tasklora.evaluation.dense import ScoredImages, score_images, scores_of_images
-from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE, Diagnostics, diagnose, read_diagnostics, write_diagnostics
+from tasklora.evaluation.diagnostics import (
+    DIAGNOSTICS_FILE,
+    Diagnostics,
+    diagnose,
+    own_share,
+    read_diagnostics,
+    write_diagnostics,
+)
+from tasklora.evaluation.gradients import (
+    GRADIENT_COSINES_FILE,
+    GradientCosines,
+    append_gradient_cosines,
+    check_measurable,
+    keep_gradient_cosines,
+    measure_gradients,
+    read_gradient_cosines,
+)
 from tasklora.evaluation.predictions import (
     PREDICTIONS_FILE,
     Scored,
@@ -51,15 +67,20 @@ from tasklora.evaluation.shown_images import (
     shown_places,
     write_shown_images,
 )
+from tasklora.evaluation.subspaces import inner_products, principal_angles
+from tasklora.evaluation.transfer import SINGLE
 
 __all__ = [
     "DIAGNOSTICS_FILE",
+    "GRADIENT_COSINES_FILE",
     "PREDICTIONS_FILE",
     "SHOWN_FILE",
+    "SINGLE",
     "CellResults",
     "ComparisonResults",
     "Diagnostics",
     "Estimate",
+    "GradientCosines",
     "MethodResults",
     "ParameterCounts",
     "PerTaskResults",
@@ -74,19 +95,27 @@ __all__ = [
     "TaskScore",
     "TrainingSummary",
     "Trial",
+    "append_gradient_cosines",
     "check_comparable",
+    "check_measurable",
     "compare_cells",
     "count_parameters",
     "delta_m",
     "diagnose",
+    "inner_products",
+    "keep_gradient_cosines",
     "machine_description",
+    "measure_gradients",
+    "own_share",
     "package_versions",
     "parameter_group",
     "peak_memory",
     "predict_rows",
     "predict_shown",
     "predict_tasks",
+    "principal_angles",
     "read_diagnostics",
+    "read_gradient_cosines",
     "read_predictions",
     "read_shown_images",
     "score_images",

@@ -16,6 +16,7 @@ from tasklora.errors import CheckpointError, listing
 from tasklora.evaluation.bootstrap import Counts, resample_counts
 from tasklora.evaluation.predictions import Scored
 from tasklora.evaluation.results import ParameterCounts, RunResults, write_text_whole
+from tasklora.evaluation.transfer import SINGLE, relative_transfer
 from tasklora.tasks import Split, Strict, TaskSpec, parse
 from tasklora.vision.spec import DenseTaskSpec
 
@@ -88,6 +89,8 @@ class MethodResults(Strict):
         difference: the same of the average.
         delta_m: Δm of the mean scores against the baseline's mean scores, in percent; None if no task counts, and for
             the baseline. Its interval is that of the differences, the baseline's scores taken as measured.
+        transfer: task → its score minus that in a run of its own (``METHOD@single``, if it was compared), paired.
+        relative_transfer: the same in percent of the score alone; without tasks whose score alone is near zero.
         seconds: wall-clock time of training of each run.
         step_seconds: median time of an optimiser step of each run; empty if one did not take it.
     """
@@ -104,6 +107,8 @@ class MethodResults(Strict):
     differences: dict[str, Estimate] = {}
     difference: Estimate | None = None
     delta_m: Estimate | None = None
+    transfer: dict[str, Estimate] = {}
+    relative_transfer: dict[str, float] = {}
     seconds: list[float] = []
     step_seconds: list[float] = []
 
@@ -236,6 +241,10 @@ def compare_cells(
             summary.step_seconds = [step for step in steps if step is not None] if None not in steps else []
             summary.tasks = scores.by_task(tasks)
             summary.average = scores.average()
+            if method + SINGLE in whole:
+                alone = resampled.of(method + SINGLE)
+                summary.transfer = scores.minus(alone).by_task(tasks)
+                summary.relative_transfer = relative_transfer(summary.transfer, alone.by_task(tasks), NEAR_ZERO)
             if method != baseline:
                 apart = scores.minus(base)
                 summary.differences, summary.difference = apart.by_task(tasks), apart.average()

@@ -1,4 +1,4 @@
-"""The report's figures over training steps, and of what updates learned about their tasks."""
+"""The report's figures over training steps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 
 from tasklora.report.figures import done
 from tasklora.report.loading import Source
 from tasklora.report.numbers import lower_is_better
-from tasklora.report.svg import INK, MUTED, SERIES, Picture, legend, line_of, picture, series
+from tasklora.report.svg import INK, MUTED, Picture, legend, line_of, picture, series
 
 COLUMNS = 4
 
@@ -154,115 +153,3 @@ def _mean_curve(curves: list[tuple[list[int], list[float]]]) -> dict[str, list[f
     steps = sorted(common)
     values = np.array([[dict(zip(*curve, strict=True))[step] for step in steps] for curve in curves])
     return {"steps": [float(step) for step in steps], "values": values.mean(axis=0).tolist() if steps else []}
-
-
-def diagnostics(source: Source) -> list[Picture]:
-    """Return pictures of what the shown run's updates say of their tasks; none for methods that say nothing."""
-    found = source.shown.diagnostics
-    known = [(name, _DIAGNOSTICS[name]) for name in _DIAGNOSTICS if name in found]
-    return [draw(source, found[name]) for name, draw in known]
-
-
-def _mixing_weights(source: Source, layers: dict[str, Any], name: str, title: str, what: str, letter: str) -> Picture:
-    names, tasks = list(layers), list(source.results.metrics)
-    weights = np.array([layers[name] for name in names])  # (layers, T, n)
-    count = weights.shape[-1]
-    return picture(
-        name,
-        title,
-        f"One panel per {what}, one row per layer, one column per task: the stronger the colour, the larger the weight "
-        f"that the task gives it ({1 / count:.2f} if all were equal). Columns that look alike share what they use. The "
-        "weights begin at random, so only differences between tasks that recur over layers speak of what was learned.",
-        {"layers": names, "tasks": tasks, "weights": weights.tolist()},
-        (7.6, 1.3 + 0.13 * len(names)),
-        lambda figure: _heatmaps(
-            figure,
-            [weights[..., i] for i in range(count)],
-            [f"{letter}{i + 1}" for i in range(count)],
-            names,
-            tasks,
-            1.0,
-        ),
-    )
-
-
-def _up_projection_weights(source: Source, layers: dict[str, Any]) -> Picture:
-    title = "How each layer mixes its up-projections"
-    return _mixing_weights(source, layers, "up-projection-weights", title, "up-projection B_i", "B")
-
-
-def _expert_weights(source: Source, layers: dict[str, Any]) -> Picture:
-    return _mixing_weights(source, layers, "expert-weights", "How each layer weights its experts", "expert", "expert ")
-
-
-def _task_gates(source: Source, layers: dict[str, Any]) -> Picture:
-    names, tasks = list(layers), list(source.results.metrics)
-    gates = np.array([layers[name] for name in names])  # (layers, T, r)
-    return picture(
-        "task-gates",
-        "How far each task opens its directions",
-        "The mean of σ(G e_t/τ) over the r task directions, per layer (rows) and task (columns): 0 means that the task "
-        "uses the shared directions alone, 1 that it uses all of the task directions too. They begin near 0.5.",
-        {"layers": names, "tasks": tasks, "gates": gates.tolist()},
-        (7.6, 1.3 + 0.13 * len(names)),
-        lambda figure: _heatmaps(figure, [gates.mean(axis=-1)], [""], names, tasks, 1.0),
-    )
-
-
-def _task_matrix_change(source: Source, layers: dict[str, Any]) -> Picture:
-    names, tasks = list(layers), list(source.results.metrics)
-    change = np.array([layers[name] for name in names])  # (layers, T)
-    return picture(
-        "task-matrix-change",
-        "How far each task's matrix moved",
-        "‖Λ_t − I‖ / ‖I‖ per layer (rows) and task (columns): 0 means that the task uses the shared down-projection as "
-        "it is; the stronger the colour, the more it turned it its own way.",
-        {"layers": names, "tasks": tasks, "change": change.tolist()},
-        (7.6, 1.3 + 0.13 * len(names)),
-        lambda figure: _heatmaps(figure, [change], [""], names, tasks, None),
-    )
-
-
-_DIAGNOSTICS: dict[str, Callable[[Source, dict[str, Any]], Picture]] = {
-    "up_projection_weights": _up_projection_weights,
-    "task_matrix_change": _task_matrix_change,
-    "expert_weights": _expert_weights,
-    "task_gates": _task_gates,
-}
-
-
-def _heatmaps(
-    figure: Figure, panels: list[Any], titles: list[str], rows: list[str], columns: list[str], top: float | None
-) -> None:
-    """Draw matrices side by side: the opacity of each cell is its value relative to `top`, the largest by default."""
-    largest = top or max(float(panel.max()) for panel in panels) or 1.0
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-    for axes, panel, title in zip(grid.flat, panels, titles, strict=True):
-        for row in range(len(rows)):
-            for column in range(len(columns)):
-                share = min(1.0, max(0.0, float(panel[row, column]) / largest))
-                axes.add_patch(
-                    Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=SERIES[0], alpha=share, linewidth=0)
-                )
-        axes.set_xlim(-0.5, len(columns) - 0.5)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", rotation_mode="anchor", color=INK)
-        axes.set_yticks(range(len(rows)), [_short(row) for row in rows])
-        axes.tick_params(labelsize=6.5, length=0)
-        axes.grid(visible=False)
-        axes.set_title(title, color=INK)
-    _scale(figure, largest)
-
-
-def _scale(figure: Figure, largest: float) -> None:
-    """Draw the scale of the opacities."""
-    handles = [
-        Patch(facecolor=(SERIES[0], share), edgecolor=MUTED, linewidth=0.4, label=f"{share * largest:.2f}")
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=5, labelcolor=MUTED, fontsize=7, handlelength=1.2)
-
-
-def _short(layer: str) -> str:
-    """Return a layer's path without what says nothing in a column of such paths."""
-    return layer.replace("encoder.layer.", "").replace("attention.self.", "").replace(".dense", "")

@@ -12,19 +12,23 @@ from typing import Any
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean
 from tasklora.evaluation import (
     SHOWN_FILE,
+    SINGLE,
     CellResults,
     ComparisonResults,
     Diagnostics,
+    GradientCosines,
     RunResults,
     Scored,
     ShownImage,
     Trial,
     compare_cells,
     read_diagnostics,
+    read_gradient_cosines,
     read_predictions,
     read_shown_images,
 )
 from tasklora.evaluation.diagnostics import DIAGNOSTICS_FILE
+from tasklora.evaluation.gradients import GRADIENT_COSINES_FILE
 from tasklora.evaluation.predictions import PREDICTIONS_FILE
 from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
 from tasklora.tasks import TaskSpec, read_about
@@ -52,6 +56,11 @@ class RunFiles:
     def diagnostics(self) -> Diagnostics:
         """What its updates say of the tasks."""
         return read_diagnostics(self.path / DIAGNOSTICS_FILE)
+
+    @cached_property
+    def gradient_cosines(self) -> list[GradientCosines]:
+        """The cosines of its tasks' gradients; none where they were not measured."""
+        return read_gradient_cosines(self.path / GRADIENT_COSINES_FILE)
 
     @cached_property
     def shown_images(self) -> list[ShownImage] | None:
@@ -120,7 +129,12 @@ class Source:
     @property
     def shown(self) -> RunFiles:
         """The run that examples and diagnostics are taken from: the main method's first, else the baseline's."""
-        return (self.runs.get(self.results.main) or self.runs[self.results.baseline])[0]
+        return self.runs[self.shown_method][0]
+
+    @property
+    def shown_method(self) -> str:
+        """The method of that run."""
+        return self.results.main if self.runs.get(self.results.main) else self.results.baseline.removesuffix(SINGLE)
 
     @property
     def specs(self) -> dict[str, TaskSpec] | dict[str, DenseTaskSpec]:

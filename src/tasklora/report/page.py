@@ -15,11 +15,14 @@ import jinja2
 from tasklora.errors import OutputError
 from tasklora.evaluation import Estimate, PerTaskResults, ScoredImages, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers, sizes
+from tasklora.report.division import division
 from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.images import worst_images
+from tasklora.report.interference import interference
 from tasklora.report.loading import Source, load_source
 from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
+from tasklora.report.transfer import transfer, with_transfer
 from tasklora.vision.spec import DenseTaskSpec
 
 REPORT_FILE = "report.html"
@@ -109,7 +112,7 @@ def render(source: Source) -> str:
         shown=pictures_of(source),
         failures=[(method.title, method.failures) for method in source.results.methods if method.failures],
         errors=_errors(source),
-        errors_of=source.results.method(_shown_method(source)).title,
+        errors_of=source.results.method(source.shown_method).title,
         style="\n".join((templates / style).read_text(encoding="utf-8") for style in styles),
         script=(templates / "report.js").read_text(encoding="utf-8"),
     )
@@ -123,13 +126,13 @@ def _data_link(data: Any) -> str:
 def _pictures(source: Source) -> list[Picture]:
     makers: list[Callable[[Source], Picture | None]] = [figures.scores]
     if source.comparison:
-        makers += [figures.differences, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
+        makers += [figures.differences, transfer, figures.delta_m_bars, sizes.delta_m_and_size, sizes.score_and_size]
         makers += [figures.search]
     makers += [curves.loss_curves, curves.score_curves, curves.rows_drawn, figures.parameters]
     if source.comparison:
         makers.append(figures.training_time)
     made = [make(source) for make in makers]
-    return [picture for picture in [*made, *curves.diagnostics(source)] if picture is not None]
+    return [picture for picture in [*made, *interference(source), *division(source)] if picture is not None]
 
 
 def _facts(source: Source) -> dict[str, str]:
@@ -181,6 +184,7 @@ def _range(numbers: list[int]) -> str:
 
 def _tables(source: Source) -> list[PageTable]:
     tables = [_methods_table(source), _tasks_table(source)] if source.comparison else [_metrics_table(source)]
+    tables += [_transfer_table(source)] if with_transfer(source) else []
     return [*tables, *([_images_table(source)] if source.is_dense else [])]
 
 
@@ -202,7 +206,7 @@ def _images_table(source: Source) -> PageTable:
                     ),
                 ]
             )
-    title = source.results.method(_shown_method(source)).title
+    title = source.results.method(source.shown_method).title
     return PageTable(
         "images",
         "Images to look at",
@@ -266,6 +270,26 @@ def _tasks_table(source: Source) -> PageTable:
         "Mean ± standard deviation over the seeds; the highest mean of a row is bold, which does not say that it "
         "differs from the others by more than chance.",
         ["task", "metric", _unit(source), *(method.title for method in methods)],
+        rows,
+    )
+
+
+def _transfer_table(source: Source) -> PageTable:
+    methods = with_transfer(source)
+    rows = []
+    for task in source.results.metrics:
+        cells = [Cell(task, task)]
+        for method in methods:
+            gained, relative = method.transfer.get(task), method.relative_transfer.get(task)
+            cells.append(Cell(numbers.difference(gained), numbers.sortable(gained)))
+            cells.append(Cell("–", "") if relative is None else Cell(numbers.signed(relative, 1), relative))
+        rows.append(cells)
+    return PageTable(
+        "transfer",
+        "Transfer per task",
+        "Score in the run of all tasks minus that in a run of the task's own, with its 95 % interval, and in percent "
+        "of the latter (not where that is near zero).",
+        ["task", *(title for method in methods for title in (method.title, "%"))],
         rows,
     )
 
@@ -334,14 +358,10 @@ def _estimate_cell(estimate: Estimate | None, best: float | None) -> Cell:
     return Cell(numbers.estimate(estimate), value, value == best)
 
 
-def _shown_method(source: Source) -> str:
-    return source.results.main if source.runs.get(source.results.main) else source.results.baseline
-
-
 def _errors(source: Source) -> list[TaskErrors]:
     if source.is_dense:  # its rows are no texts to read: see _images_table
         return []
-    shown = _shown_method(source)
+    shown = source.shown_method
     others: dict[str, Any] = {
         method.title: source.runs[method.name][0].rows
         for method in figures.done(source.results)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tasklora.errors import ConfigError, InterruptedRun, NonFiniteLossError, did_you_mean
 from tasklora.evaluation import (
+    SINGLE,
     CellResults,
     ComparisonResults,
     RunResults,
@@ -31,6 +32,7 @@ from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import changed
 from tasklora.training.run import train_recipe
 from tasklora.training.search import Settings, check_same_effort, parse_grid, trials_of
+from tasklora.training.single_tasks import train_single_tasks
 from tasklora.training.workloads import check_recipe, workload_of
 
 
@@ -108,6 +110,11 @@ def _plan(
         if len(set(values)) < len(values):
             raise ConfigError(f"a {what} is named twice: {', '.join(map(str, values))}.")
     contenders = {method: contender(recipe, method) for method in methods}
+    for method in methods:
+        if method.endswith(SINGLE) and method.removesuffix(SINGLE) not in methods:
+            raise ConfigError(
+                f"'{method}' is what '{method.removesuffix(SINGLE)}' is measured against: compare that one too."
+            )
     baseline = baseline or ("lora" if "lora" in methods else methods[0])
     if baseline not in methods:
         raise ConfigError(
@@ -167,19 +174,8 @@ class _CellRunner:
         self.progress.advance(self.bar)
 
     def _run(self, cell: Cell) -> str:
-        resume = cell.run.is_run and cell.run.latest_checkpoint() is not None
-        if resume:  # the recipe is the same, but its rows may have moved since
-            write_text_whole(cell.run.path / RECIPE_FILE, cell.recipe.to_yaml())
-        else:  # begun again, whatever a kill has left of it
-            shutil.rmtree(cell.run.path, ignore_errors=True)
         try:
-            results, _ = train_recipe(
-                cell.recipe,
-                cell.run.path,
-                resume=resume,
-                command=self.command,
-                progress=self.progress,
-            )
+            results = self._train(cell)
         except NonFiniteLossError as error:
             write_text_whole(cell.run.path / FAILED_FILE, json.dumps({"error": str(error)}) + "\n")
             return f"[yellow]failed[/yellow]: {error}"
@@ -193,6 +189,20 @@ class _CellRunner:
             f"average on tune {_number(tune)}, on {next(iter(results.scores))} [bold]{_number(scores.average)}[/bold] "
             f"({results.training.seconds:.0f} s)"
         )
+
+    def _train(self, cell: Cell) -> RunResults:
+        if cell.is_single:
+            assert isinstance(cell.recipe, Recipe)  # others are refused as contenders
+            return train_single_tasks(cell.recipe, cell.run.path, command=self.command, progress=self.progress)
+        resume = cell.run.is_run and cell.run.latest_checkpoint() is not None
+        if resume:  # the recipe is the same, but its rows may have moved since
+            write_text_whole(cell.run.path / RECIPE_FILE, cell.recipe.to_yaml())
+        else:  # begun again, whatever a kill has left of it
+            shutil.rmtree(cell.run.path, ignore_errors=True)
+        results, _ = train_recipe(
+            cell.recipe, cell.run.path, resume=resume, command=self.command, progress=self.progress
+        )
+        return results
 
 
 def _number(value: float | None) -> str:

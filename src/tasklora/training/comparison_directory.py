@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasklora.errors import CheckpointError, OutputError
-from tasklora.evaluation import write_text_whole
+from tasklora.evaluation import SINGLE, write_text_whole
 from tasklora.evaluation.results import COMPARISON_FILE, RESULTS_FILE
 from tasklora.tasks import Strict, parse
 from tasklora.training.dense_recipe import DenseRecipe
@@ -66,6 +66,11 @@ class Cell:
     def seed(self) -> int:
         """The seed."""
         return self.recipe.training.seed
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is a run for each task."""
+        return self.method.endswith(SINGLE)
 
     @property
     def failure(self) -> str | None:
@@ -152,7 +157,8 @@ class ComparisonDirectory:
         recipe = changed(recipe, {**settings, "training.seed": seed})
         content = json.dumps(_without_place(recipe), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        path = self.path / f"{recipe.method.name}-{digest}" / f"seed-{seed}"
+        single = SINGLE if method.endswith(SINGLE) else ""
+        path = self.path / f"{recipe.method.name}{single}-{digest}" / f"seed-{seed}"
         recipe.output.directory = str(path)
         return Cell(method, settings, recipe, RunDirectory(path))
 
@@ -166,7 +172,8 @@ def _without_place(recipe: Recipe | DenseRecipe) -> dict[str, Any]:
         del task["files"]
     if not data["tasks"].get("define"):  # nor had they `define`
         data["tasks"].pop("define", None)
-    data["training"].pop("workers", None)
+    for measured in ("workers", "gradient_cosines"):  # no number depends on them
+        data["training"].pop(measured, None)
     # Nor had they these keys: where they say what was so before, cells keep the names that they had.
     mixing: dict[str, Any] = {"weights": None, "epoch_rows": None, "replacement": False, "schedule": None}
     later: list[tuple[dict[str, Any], dict[str, Any]]] = [

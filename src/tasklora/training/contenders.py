@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
+from tasklora.evaluation import SINGLE
 from tasklora.tasks import TRAINING_METHODS, training_method
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
@@ -33,7 +34,7 @@ def known_contenders(shape: str = "text") -> list[str]:
 
 def method_of(contender: str) -> str:
     """Return the method of a contender: of ``mtlora[task_r=8]`` it is ``mtlora``."""
-    return contender.partition("[")[0].strip()
+    return contender.removesuffix(SINGLE).partition("[")[0].strip()
 
 
 def variant_of(contender: str) -> dict[str, str]:
@@ -42,6 +43,7 @@ def variant_of(contender: str) -> dict[str, str]:
     Raises:
         ConfigError: if they cannot be read.
     """
+    contender = contender.removesuffix(SINGLE)
     if "[" not in contender and "]" not in contender:
         return {}
     found = VARIANT.fullmatch(contender)
@@ -62,6 +64,8 @@ def fixed_keys(contender: str) -> set[str]:
 
 def title_of(method: str, shape: str = "text") -> str:
     """Return a contender's name as in tables."""
+    if method.endswith(SINGLE):
+        return f"{title_of(method.removesuffix(SINGLE), shape)}, one run per task"
     options = variant_of(method)
     if options:
         short = {key: key.removeprefix(BALANCING) for key in options} | {f"{BALANCING}method": "balancing"}
@@ -77,10 +81,17 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     method. ``lora_matched`` is LoRA at the rank with the nearest number of trained parameters, at the same α/r.
     ``METHOD[OPTION=VALUE,…]`` is a method with some options of its own: what an ablation compares. There
     ``balancing.method`` and the options of that balancing stand for ``training.balancing``.
+    ``METHOD@single`` has the recipe of its method; see :mod:`tasklora.training.single_tasks` for what is made of it.
 
     Raises:
         ConfigError: on an unknown method or option, or if there is no rank to match.
     """
+    if method.endswith(SINGLE):
+        if not isinstance(recipe, Recipe):
+            raise ConfigError(
+                f"'{method}': runs of single tasks are for recipes on text; on images, compare 'single_task'."
+            )
+        return contender(recipe, method.removesuffix(SINGLE))
     options = variant_of(method)
     if options:
         if method_of(method) == MATCHED_LORA:
@@ -104,7 +115,7 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     if method not in names:
         raise ConfigError(f"unknown method '{method}'.{did_you_mean(method, names)} Methods: {', '.join(names)}.")
     if method == recipe.method.name:
-        return recipe
+        return _measurable(recipe)
     other = METHODS_OF[recipe.shape]["lora" if method == MATCHED_LORA else method]
     given = _options(recipe)
     if "scale" in given and "lora_alpha" in other.options:
@@ -118,7 +129,18 @@ def contender(recipe: Recipe | DenseRecipe, method: str) -> Recipe | DenseRecipe
     data = recipe.model_dump(mode="json")
     data["method"] = {"name": other.name, **options}
     made = parse_recipe(data, f"the recipe with {method}")
-    return _matched(recipe, made) if method == MATCHED_LORA else made
+    return _measurable(_matched(recipe, made) if method == MATCHED_LORA else made)
+
+
+def _measurable(recipe: Recipe | DenseRecipe) -> Recipe | DenseRecipe:
+    """Return the recipe without measuring gradients where tasks share no low-rank parameters, as `heads_only`."""
+    if (
+        isinstance(recipe, Recipe)
+        and recipe.training.gradient_cosines
+        and not count_recipe_parameters(recipe).groups["shared"]
+    ):
+        return changed(recipe, {"training.gradient_cosines": None})
+    return recipe
 
 
 def _options(recipe: Recipe | DenseRecipe) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The directory of a run.
 
 RUN/  recipe.resolved.yaml  manifest.json  checkpoints/  best/  final/  results.json  log.jsonl
-      predictions.jsonl  shown_images.npz (of dense runs)  diagnostics.json
+      predictions.jsonl  shown_images.npz (of dense runs)  diagnostics.json  gradient_cosines.jsonl (if asked for)
       best_per_task/ (with selection: per_task)  tensorboard/ (with report_to: [tensorboard])
 """
 
@@ -19,6 +19,7 @@ import torch
 from tasklora.errors import CheckpointError, OutputError, listing
 from tasklora.evaluation import (
     DIAGNOSTICS_FILE,
+    GRADIENT_COSINES_FILE,
     PREDICTIONS_FILE,
     machine_description,
     package_versions,
@@ -55,6 +56,7 @@ class RunDirectory:
         self.log = self.path / LOG_FILE
         self.predictions = self.path / PREDICTIONS_FILE
         self.diagnostics = self.path / DIAGNOSTICS_FILE
+        self.gradient_cosines = self.path / GRADIENT_COSINES_FILE
 
     @property
     def is_run(self) -> bool:

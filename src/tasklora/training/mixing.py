@@ -174,6 +174,13 @@ class MixingPlan:
         """Return how many rows of each task an epoch draws; they add up to :attr:`rows`."""
         return list(self._counts(epoch if self.mixing.schedule is not None else 0))
 
+    def mean_counts(self) -> dict[str, float]:
+        """Return how many rows of each task an epoch of the run draws on average."""
+        counts = np.zeros(len(self.sizes))
+        for epoch in range(math.ceil(self.epochs)):
+            counts += min(1.0, self.epochs - epoch) * np.asarray(self.counts(epoch))
+        return dict(zip(self.sizes, (counts / self.epochs).tolist(), strict=True))
+
     def _count(self, epoch: int) -> Sequence[int]:
         return apportion(self.shares(epoch).mean(axis=0), self.rows)
 

@@ -133,6 +133,18 @@ class TasksSection(Strict):
         return {name: task.files for name, task in self.define.items() if task.files is not None}
 
 
+class GradientCosinesSection(Strict):
+    """Cosines between the tasks' gradients of what they share: see :mod:`tasklora.evaluation.gradients`.
+
+    Attributes:
+        every: optimiser steps from one measurement to the next; the first is before training.
+        rows: training rows of each task that a measurement draws; a forward and backward of all of them is its cost.
+    """
+
+    every: Positive
+    rows: int = pydantic.Field(32, ge=2)
+
+
 class TrainingSection(OptimisationSection):
     """Optimisation. Settings are judged on ``tune`` rows, which are held out of train.
 
@@ -148,11 +160,13 @@ class TrainingSection(OptimisationSection):
         selection: "average": one model for all tasks, that of the best average on tune; "per_task": beside it, the
             model of each task's own best score on tune.
         report_to: where transformers sends the log too, e.g. [tensorboard]; the package must be installed.
+        gradient_cosines: how often to measure them; null for never. Training ends bit for bit the same.
     """
 
     selection: Literal["average", "per_task"] = "average"
     mixing: MixingSection = MixingSection()
     group_by_length: bool = True
+    gradient_cosines: GradientCosinesSection | None = None
 
 
 class Recipe(WrittenOut):

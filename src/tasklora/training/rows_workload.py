@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from tasklora.evaluation import SplitScores, predict_tasks, scores_of, write_predictions
+from tasklora.evaluation import SplitScores, check_measurable, predict_tasks, scores_of, write_predictions
 from tasklora.tasks import (
     BaseModel,
     MultiTaskModel,
@@ -22,6 +22,8 @@ from tasklora.tasks import (
     save_model,
 )
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
+from tasklora.training.directory import RunDirectory
+from tasklora.training.gradient_cosines import GradientCosinesCallback
 from tasklora.training.mixing import MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
 from tasklora.training.recipe import Recipe
@@ -68,6 +70,8 @@ class RowsWorkload(Workload):
         # What the trainer will draw by; here it is refused before a run is made.
         MixingPlan(self.rows_per_task(), section.mixing, rows_per_step, section.epochs, section.max_steps)
         self.prepared = prepare(self.recipe)
+        if self.recipe.training.gradient_cosines is not None:
+            check_measurable(self.prepared.model, list(self.specs))
         for name, rows in self.data.split("train").items():
             head: Any = self.prepared.model.heads[name]
             head.fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())
@@ -103,6 +107,15 @@ class RowsWorkload(Workload):
         if predictions is not None:
             write_predictions(predictions, rows, said)
         return scores_of(rows, said)
+
+    def measuring(self, run: RunDirectory) -> list[TrainerCallback]:
+        """Return what measures the tasks' gradients, if the recipe asks for it."""
+        section = self.recipe.training.gradient_cosines
+        if section is None:
+            return []
+        collator = self.prepared.about.collator(self.prepared.base.tokenizer)
+        rows = self.data.split("train")
+        return [GradientCosinesCallback(run.gradient_cosines, rows, collator, section.every, section.rows)]
 
     def diagnosed_tasks(self) -> list[int]:
         """Return the ids of the tasks that were trained: a run that extends another has more of them."""

@@ -142,6 +142,7 @@ def train_recipe(
             *(callbacks or []),
             interrupt,
             clock,
+            *work.measuring(run),
         ],
     )
     for default in (PrinterCallback, ProgressCallback):
@@ -174,7 +175,7 @@ def train_recipe(
     started = time.perf_counter()
     scores = work.score(split, run.predictions)
     model = work.prepared.model
-    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks()))
+    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     per_task = None
     if selection:
         chosen = score_choices(work, split, scores, selection.folder, selection.choices)

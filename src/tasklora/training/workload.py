@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from tasklora.evaluation import ParameterCounts, SplitScores, count_parameters
 from tasklora.tasks import Split
 from tasklora.training.base_trainer import TasksTrainer
+from tasklora.training.directory import RunDirectory
 from tasklora.tuner import find_context
 
 Progress = Callable[[str], None]
@@ -86,6 +87,10 @@ class Workload(ABC):
     @abstractmethod
     def diagnosed_tasks(self) -> list[int] | None:
         """Return the ids of the tasks whose diagnostics are kept; None for all."""
+
+    def measuring(self, run: RunDirectory) -> list[TrainerCallback]:
+        """Return the callbacks that measure training, after whose clock they run; none where nothing is asked for."""
+        return []
 
     @abstractmethod
     def save(self, directory: Path) -> None:

@@ -216,8 +216,27 @@ class LowRankUpdate(TaskTables, ABC):
         return None
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return what can be seen of the tasks in the trained parameters: name → tensor (T, …). By default nothing."""
+        """Return what can be seen of the tasks in the trained parameters: name → tensor (T, …). By default nothing.
+
+        An entry that is undefined (a share of nothing) is NaN.
+        """
         return {}
+
+    def pair_diagnostics(self) -> dict[str, Tensor]:
+        """Return what can be seen of pairs of tasks: name → symmetric tensor (T, T). By default nothing."""
+        return {}
+
+    def task_factors(self) -> list[tuple[Tensor, Tensor]]:
+        """Return :meth:`lora_factors` of every task, in the order of their ids.
+
+        Raises:
+            UnsupportedError: if ΔW is not one matrix per task.
+        """
+        if not self.uses_task_ids:
+            raise UnsupportedError(
+                f"{type(self).__name__} knows no tasks: its ΔW is the same for all, so there is nothing to compare."
+            )
+        return [self.lora_factors(TaskAssignment(ids=torch.tensor(task))) for task in range(self.num_tasks)]
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``print(model)``."""

@@ -118,3 +118,9 @@ class MTLLora(CoreUpdate):
             "up_projection_weights": self.gates(torch.arange(self.num_tasks, device=self.w.device)),
             "task_matrix_change": change,
         }
+
+    def pair_diagnostics(self) -> dict[str, Tensor]:
+        """Return ``task_matrix_distance`` (T, T): ‖Λ_t − Λ_s‖_F / √r, in the unit of ``task_matrix_change``."""
+        matrices = self.table("Lambda").flatten(1)
+        apart = torch.cdist(matrices, matrices, compute_mode="donot_use_mm_for_euclid_dist")
+        return {"task_matrix_distance": apart / math.sqrt(self.r)}

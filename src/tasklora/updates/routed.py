@@ -52,6 +52,17 @@ class RoutedUpdate(LowRankUpdate):
         mixed = (gates.unsqueeze(-1) * h.unsqueeze(-2)).flatten(-2)  # (rows, L, n·r)
         return x, Branch(mixed, (self.up() * self.scaling).to(h.dtype), None, None, self._output_shape(x))
 
+    def task_factors(self) -> list[tuple[Tensor, Tensor]]:
+        """Raise; see :meth:`LowRankUpdate.task_factors`.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} routes by the token: neither its ΔW nor its gates are constant per task, so tasks "
+            "cannot be compared by them."
+        )
+
     def lora_factors(self, tasks: TaskAssignment) -> tuple[Tensor, Tensor]:
         """Raise.
 

@@ -104,6 +104,10 @@ class TaskFactors(nn.Module):
         """Return A' (r_t, in) and B' (out, r_t) with ΔW_t = B' A', the scale folded in."""
         return self.A.split(self.ranks)[task], (self.B.split(self.ranks)[task] * self.scales[task]).mT
 
+    def task_factors(self) -> list[tuple[Tensor, Tensor]]:
+        """Return :meth:`lora_factors` of every task, in their order."""
+        return [self.lora_factors(task) for task in range(self.num_tasks)]
+
     def is_per_task(self, name: str) -> bool:
         """Return True: all of it belongs to single tasks."""
         return True

@@ -111,8 +111,23 @@ class TALora(CoreUpdate):
         return self.orthogonality * (down + up)
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Return ``task_gates`` (T, r): how far each task opens each direction."""
-        return {"task_gates": self.gates(torch.arange(self.num_tasks, device=self.e.device))}
+        """Return how far each task opens its directions, and how they stand to the shared ones.
+
+        With S = B_s A_s and O_t = B diag(σ(G e_t / τ)) A, both NaN while one of them is zero (B begins so):
+        ``task_gates`` (T, r): σ(G e_t / τ). ``task_share`` (T,): ‖O_t‖² / (‖S‖² + ‖O_t‖²). ``shared_cosine`` (T,):
+        ⟨S, O_t⟩ / (‖S‖ ‖O_t‖), Frobenius: 0 where they are kept apart.
+        """
+        gates = self.gates(torch.arange(self.num_tasks, device=self.e.device))
+        downs, ups = self.A @ self.A.T, self.B.T @ self.B
+        inner = downs * ups  # entry (i, j): ⟨b_i a_iᵀ, b_j a_jᵀ⟩ of the rank-one parts
+        shared, own = inner[: self.r_shared, : self.r_shared].sum(), inner[self.r_shared :, self.r_shared :]
+        own = torch.einsum("ti,ij,tj->t", gates, own, gates).clamp(min=0)  # ‖O_t‖²
+        across = gates @ inner[self.r_shared :, : self.r_shared].sum(dim=1)
+        return {
+            "task_gates": gates,
+            "task_share": own / (shared + own),
+            "shared_cosine": across / (shared.clamp(min=0) * own).sqrt(),
+        }
 
 
 def _overlap(shared: Tensor, own: Tensor) -> Tensor:
