@@ -45,7 +45,7 @@ def whole(project, tmp_path_factory):
 
 def table(results):
     """Return every number of a comparison but times."""
-    methods = [method.model_dump(exclude={"seconds"}) for method in results.methods]
+    methods = [method.model_dump(exclude={"seconds", "step_seconds"}) for method in results.methods]
     return {**results.model_dump(exclude={"created", "command", "commit", "methods", "machine"}), "methods": methods}
 
 
