@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -17,8 +17,10 @@ from transformers import TrainerCallback, TrainingArguments
 from tasklora.evaluation import ParameterCounts, SplitScores, count_parameters
 from tasklora.tasks import Split
 from tasklora.training.base_trainer import TasksTrainer
-from tasklora.training.directory import RunDirectory
 from tasklora.tuner import find_context
+
+if TYPE_CHECKING:
+    from tasklora.training.directory import RunDirectory
 
 Progress = Callable[[str], None]
 
