@@ -32,7 +32,6 @@ from tasklora.evaluation.results import (
     package_versions,
     peak_memory,
     source_commit,
-    write_text_whole,
 )
 from tasklora.evaluation.runner import (
     Prediction,
@@ -51,6 +50,7 @@ from tasklora.evaluation.shown_images import (
     shown_places,
     write_shown_images,
 )
+from tasklora.tasks import write_text_whole
 
 __all__ = [
     "DIAGNOSTICS_FILE",

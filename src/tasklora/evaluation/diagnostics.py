@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasklora.errors import CheckpointError
-from tasklora.evaluation.results import write_text_whole
+from tasklora.tasks import write_text_whole
 from tasklora.updates import LowRankUpdate
 
 DIAGNOSTICS_FILE = "diagnostics.json"
