@@ -17,9 +17,11 @@ from tasklora.training import InterruptedRun, train_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
 WAYS = {
-    "mtl_lora": [],
-    "per_task_lora": [use_method("per_task_lora")],
-    "accumulated": ["training.gradient_accumulation_steps=2", "training.gradient_checkpointing=true"],
+    "accumulated": [
+        use_method("per_task_lora"),
+        "training.gradient_accumulation_steps=2",
+        "training.gradient_checkpointing=true",
+    ],
     "selected": ["training.selection=per_task", "training.evaluate_every=5", "training.early_stopping_patience=3"],
     "interrupted": ["training.logging_steps=4"],
     "uneven": ["training.mixing={epoch_rows: 33}", "training.epochs=3"],  # the last row of an epoch is for one only
@@ -35,15 +37,14 @@ def main(project: str, output: str, batch: str) -> None:
     tiny = Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
     for way, overrides in WAYS.items():
         recipe, run = tiny.load(f"training.batch_size={batch}", *overrides), Path(output) / way
-        if way == "interrupted":
+        resume = False
+        if way == "interrupted" and "WORLD_SIZE" in os.environ:
             stop = [AtStep(3, lambda **_: os.kill(os.getpid(), signal.SIGINT))]
             try:  # one process alone gets the signal
-                train_recipe(
-                    recipe, run, command="test", callbacks=stop if str(RANK) == os.environ.get("STOPPED") else []
-                )
+                train_recipe(recipe, run, command="test", callbacks=stop if RANK == 1 else [])
             except InterruptedRun as error:
                 (Path(output) / f"said-{RANK}").write_text(str(error))
-        resume = way == "interrupted" and (run / "checkpoints").exists() and not (run / "results.json").exists()
+            resume = True
         results, prepared = train_recipe(recipe, run, command="test", resume=resume)
         sums = {name: float(p.double().sum()) for name, p in prepared.model.named_parameters() if p.requires_grad}
         said = {"scores": results.scores["validation"].model_dump(), "sums": sums}

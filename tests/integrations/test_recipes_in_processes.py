@@ -17,12 +17,12 @@ pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run_python(project, *arguments, **variables):
+def run_python(project, *arguments):
     tests = str(Path(worker.__file__).parents[1])
     paths = os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *arguments],
-        env={**environment(project), "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", **variables},
+        env={**environment(project), "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -42,7 +42,7 @@ def runs(tiny) -> Path:
     for name, start, batch in (("one", [], "16"), ("two", TORCHRUN, "8")):
         folder = tiny.root / name
         folder.mkdir()
-        done = run_python(tiny, *start, worker.__file__, str(tiny.root), str(folder), batch, STOPPED="1")
+        done = run_python(tiny, *start, worker.__file__, str(tiny.root), str(folder), batch)
         assert done.returncode == 0, done.stderr[-3000:]
     return tiny.root
 

@@ -1,8 +1,8 @@
 """SIGKILL at any moment: the run is resumed, and ends bit by bit as one that was never killed.
 
 What is compared: every file of the run, byte by byte, but for times: of ``results.json`` and ``log.jsonl`` what they
-say apart from seconds, rates, memory and the source's commit; of ``trainer_state.json`` apart from the path of the best checkpoint;
-``manifest.json`` is of the start.
+say apart from seconds, rates, memory and the commit; of ``trainer_state.json`` apart from the path of the best
+checkpoint; ``manifest.json`` is of the start.
 """
 
 import json

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tasklora.errors import ConfigError, did_you_mean, first_line
 from tasklora.tasks import write_text_whole
+from tasklora.tasks.whole_files import writing
 from tasklora.training.processes import Processes
 
 LOSS = "loss/"
@@ -178,7 +179,7 @@ class JsonLog(TrainerCallback):
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as file:
+            with writing("the log", self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(self._line(state.global_step, logs or {}))
 
     @staticmethod
