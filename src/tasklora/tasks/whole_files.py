@@ -23,7 +23,7 @@ LAST_FILE = "tasklora.json"
 PARTIAL = ".partial"
 _REPLACED, _REMOVED = ".replaced", ".removed"
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
-_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container.cc")
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 
 def write_text_whole(path: Path, text: str) -> None:

@@ -237,7 +237,7 @@ def _train(
             steps=trainer.state.global_step,
             epochs=float(trainer.state.epoch or 0),
             best_step=trainer.state.best_global_step,
-            best_tune_average=trainer.state.best_metric,
+            best_tune_average=trainer.state.best_metric if trainer.state.best_global_step else None,
             seconds=seconds,
             step_seconds=clock.median(),
             rows_per_task=work.rows_per_task(),
