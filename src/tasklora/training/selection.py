@@ -96,7 +96,8 @@ class BestPerTask(TrainerCallback):
                     f"{step_folder(self.folder, choice.step)} is gone, the model of {name}'s best step so far. Restore "
                     "it, or start a new run."
                 )
-        self._prune(args)
+        if state.is_world_process_zero:
+            self._prune(args)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
