@@ -24,7 +24,7 @@ WAYS = {
     ],
     "selected": ["training.selection=per_task", "training.evaluate_every=5", "training.early_stopping_patience=3"],
     "interrupted": ["training.logging_steps=4"],
-    "uneven": ["training.mixing={epoch_rows: 33}", "training.epochs=3"],  # the last row of an epoch is for one only
+    "uneven": ["training.mixing={epoch_rows: 34}", "training.epochs=3"],  # an epoch ends with a row for each
 }
 
 
