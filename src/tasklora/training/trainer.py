@@ -99,7 +99,8 @@ class MultiTaskTrainer(TasksTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of this process; where there are several, they share those that one would have."""
         if self.args.world_size == 1:
-            return super().get_train_dataloader()
+            plain: DataLoader[Any] = super().get_train_dataloader()
+            return plain
         size = self.args.train_batch_size * self.args.world_size
         return DataLoader(
             self.train_dataset,
