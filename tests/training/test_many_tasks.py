@@ -29,7 +29,7 @@ def test_a_thousand_tasks_train_and_save_without_special_care(project):
         name: TaskRows(name, spec, Dataset.from_list([tiny_row("mood", generator) for _ in range(3)]), "train")
         for name in names
     }
-    recipe, base = project.load("training.max_steps=20", "training.batch_size=64", "training.evaluate_every=20")
+    recipe = project.load("training.max_steps=20", "training.batch_size=64", "training.evaluate_every=20")
     base = project.base_model()
     config = MTLLoraConfig(tasks=names, r=4, lora_alpha=8, up_projections=2, target_modules=["query", "value"])
     about = SavedModel(
