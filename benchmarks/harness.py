@@ -223,7 +223,7 @@ class Report:
 
     def write(self, directory: Path) -> Path:
         """Write speed-NAME.json, whole or not at all."""
-        from tasklora.evaluation.results import write_text_whole
+        from tasklora.evaluation import write_text_whole
 
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"speed-{self.benchmark}.json"

@@ -51,6 +51,14 @@ class NonFiniteLossError(TaskLoraError, ArithmeticError):
     """The training loss became NaN or infinite."""
 
 
+class MemoryRanOutError(TaskLoraError, MemoryError):
+    """There was not enough memory, of the machine or of its accelerator."""
+
+
+class WorkerDiedError(TaskLoraError, RuntimeError):
+    """A process that loads rows died."""
+
+
 class InterruptedRun(TaskLoraError):
     """Training was interrupted; the run can be resumed."""
 

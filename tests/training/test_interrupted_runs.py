@@ -68,9 +68,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(project, whole, tmp_path, ste
     results, _ = train_recipe(project.load(), tmp_path / "run", resume=True)  # the recipe is the run's own
     assert_same_run(tmp_path / "run", whole[0])
     assert results.scores == whole[1].scores
-    assert results.training.model_dump(exclude={"seconds", "step_seconds"}) == whole[1].training.model_dump(
-        exclude={"seconds", "step_seconds"}
-    )
+    times = {"seconds", "step_seconds"}
+    assert results.training.model_dump(exclude=times) == whole[1].training.model_dump(exclude=times)
 
 
 @pytest.mark.parametrize("method", [method for method in EVERY_METHOD if method != "mtl_lora"])

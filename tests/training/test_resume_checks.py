@@ -8,7 +8,7 @@ from rich.console import Console
 
 from helpers_runs import Project
 from tasklora.errors import CheckpointError, InterruptedRun, UnsupportedError
-from tasklora.training import RunDirectory, train_recipe
+from tasklora.training import RunDirectory, compare_methods, train_recipe
 from tasklora.training.callbacks import StopOnInterrupt
 
 
@@ -67,8 +67,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, nam
     assert RunDirectory(interrupted).latest_checkpoint().name == "checkpoint-3"
 
 
-def test_a_group_of_processes_is_refused_by_name(project: Project, tmp_path, monkeypatch):
+def test_a_comparison_by_a_group_of_processes_is_refused(project: Project, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UnsupportedError, match="one process"):
-        train_recipe(project.load(), tmp_path / "run")
+    with pytest.raises(UnsupportedError, match="a comparison is made by one process, but the launcher started 2"):
+        compare_methods(project.load(), tmp_path / "run", ["lora"], [0])
     assert not (tmp_path / "run").exists()

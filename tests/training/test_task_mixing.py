@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasklora.errors import ConfigError
 from tasklora.training import MixedRows, MixingPlan, MixingSection, TaskMixingSampler
-from tasklora.training.mixing import apportion
+from tasklora.training.mixing import SharedBatches, apportion
 
 SIZES = [100, 300, 600]
 some_sizes = st.lists(st.integers(1, 12), min_size=1, max_size=4)
@@ -218,3 +218,30 @@ def test_what_was_drawn_before_a_step_is_what_the_epochs_gave(mixing):
 def test_a_schedule_over_epochs_needs_two_of_them(length):
     with pytest.raises(ConfigError, match=r"moves the shares at every epoch.*schedule.every: step"):
         plan(rows_per_step=10, **length, schedule={"strategy": "equal"})
+
+
+# --- several processes
+
+
+@given(st.integers(1, 90), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
+def test_processes_share_the_batches_of_one(rows, processes, per_process, accumulation):
+    size, step = per_process * processes, per_process * processes * accumulation
+    sizes = {"t": max(rows, processes)}
+    the_plan = MixingPlan(sizes, None, step, 2.0, None, processes, accumulation)
+    sampler = TaskMixingSampler(the_plan, 0)
+    sampler.set_epoch(1)
+    order = list(sampler)
+    shares = [list(SharedBatches(sampler, size, rank, processes)) for rank in range(processes)]
+    assert len({len(share) for share in shares}) == 1  # else some would wait for ever
+    assert all(batch for share in shares for batch in share)
+    together = [[row for share in shares for row in share[place]] for place in range(len(shares[0]))]
+    assert [row for batch in together for row in batch] == order  # every row once, in the order of one process
+    assert all(len(batch) == size for batch in together[:-1])
+    assert len(together[-1]) < size + processes
+    assert max(len(share[-1]) for share in shares) - min(len(share[-1]) for share in shares) <= 1
+    assert the_plan.steps_per_epoch == -(-len(together) // accumulation)
+
+
+def test_fewer_rows_than_processes_are_refused():
+    with pytest.raises(ConfigError, match=r"an epoch has 3 rows, fewer than there are processes \(4\)\. Start fewer\."):
+        MixingPlan({"t": 3}, None, 8, processes=4)

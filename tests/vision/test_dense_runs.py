@@ -10,7 +10,7 @@ import torch
 
 from helpers_dense import DENSE_TASKS, IMAGES, dense_project  # noqa: F401
 from helpers_runs import AtStep, assert_same_state, log_of
-from tasklora.errors import CheckpointError, ConfigError, NonFiniteLossError
+from tasklora.errors import CheckpointError, ConfigError, NonFiniteLossError, UnsupportedError
 from tasklora.evaluation import (
     CellResults,
     RunResults,
@@ -246,6 +246,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(dense_project, whole, tmp_pat
 def test_worker_processes_change_nothing(dense_project, whole, tmp_path):  # noqa: F811
     train_recipe(dense_project.load(DROPOUT, "training.workers=1"), tmp_path / "run")
     assert_same_state(weights_of(tmp_path / "run" / "final"), weights_of(whole[0] / "final"))
+
+
+def test_a_group_of_processes_is_refused(dense_project, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="a run on images is made by one process, but the launcher started 2"):
+        train_recipe(dense_project.load(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_whose_images_changed_is_not_resumed(dense_project, tmp_path):  # noqa: F811

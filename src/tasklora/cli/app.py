@@ -85,6 +85,7 @@ def train(
     from tasklora.cli.whereabouts import everything_in
     from tasklora.report import score_table
     from tasklora.training import RunDirectory, train_recipe
+    from tasklora.training.processes import is_main_process
 
     if resume is not None:
         directory, plan = resume, RunDirectory(resume).recipe()
@@ -97,6 +98,8 @@ def train(
             plan = plan.model_copy(update={"extends": str(extend)})
         directory = output or Path(plan.output.directory)
     results, _ = train_recipe(plan, directory, overwrite=overwrite, resume=resume is not None, console=console)
+    if not is_main_process():
+        return
     console.print(score_table(results.scores, f"{results.method} on {results.suite}", per_task=results.per_task))
     _report([directory])
     console.print(everything_in(directory, plan, results), markup=False, highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from tasklora.errors import InterruptedRun, TaskLoraError
 
@@ -24,6 +25,8 @@ def main() -> None:
     except (TaskLoraError, OSError) as error:  # an OSError that got here: disk full, file removed, permission
         if os.environ.get("TASKLORA_DEBUG"):
             raise
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(2.0)  # the main process may have the same to say; the launcher then ends this one
         from rich.console import Console
         from rich.markup import escape
 

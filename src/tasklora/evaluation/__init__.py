@@ -48,7 +48,6 @@ from tasklora.evaluation.results import (
     package_versions,
     peak_memory,
     source_commit,
-    write_text_whole,
 )
 from tasklora.evaluation.runner import (
     Prediction,
@@ -69,6 +68,7 @@ from tasklora.evaluation.shown_images import (
 )
 from tasklora.evaluation.subspaces import inner_products, principal_angles
 from tasklora.evaluation.transfer import SINGLE
+from tasklora.tasks import write_text_whole
 
 __all__ = [
     "DIAGNOSTICS_FILE",

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tasklora.errors import CheckpointError, listing
 from tasklora.evaluation.bootstrap import Counts, resample_counts
 from tasklora.evaluation.predictions import Scored
-from tasklora.evaluation.results import ParameterCounts, RunResults, write_text_whole
+from tasklora.evaluation.results import ParameterCounts, RunResults
 from tasklora.evaluation.transfer import SINGLE, relative_transfer
-from tasklora.tasks import Split, Strict, TaskSpec, parse
+from tasklora.tasks import Split, Strict, TaskSpec, parse, write_text_whole
 from tasklora.vision.spec import DenseTaskSpec
 
 Array = NDArray[np.float64]

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tasklora.errors import CheckpointError, ConfigError, UnsupportedError, first_line, listing
-from tasklora.evaluation.results import write_text_whole
 from tasklora.evaluation.subspaces import Factors, angle_cosines, cosines_of, inner_products, pairs_of, update_spaces
-from tasklora.tasks import Strict, parse
+from tasklora.tasks import Strict, parse, write_text_whole
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 

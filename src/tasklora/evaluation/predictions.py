@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from tasklora.errors import CheckpointError
 from tasklora.evaluation.bootstrap import Counts, resampled_metric
 from tasklora.evaluation.dense import ScoredImages
-from tasklora.evaluation.results import write_text_whole
 from tasklora.evaluation.runner import Prediction
-from tasklora.tasks import METRICS, Answers, TaskRows, TaskSpec
+from tasklora.tasks import METRICS, Answers, TaskRows, TaskSpec, write_text_whole
 from tasklora.tasks.ragged import count, fitted, padded, unpadded
 
 PREDICTIONS_FILE = "predictions.jsonl"

@@ -13,7 +13,7 @@ from typing import Literal
 import pydantic
 
 from tasklora.errors import CheckpointError
-from tasklora.tasks import Split, Strict, parse
+from tasklora.tasks import Split, Strict, parse, write_text_whole
 
 RESULTS_VERSION = 1
 RECIPE_FILE = "recipe.resolved.yaml"
@@ -187,13 +187,6 @@ class RunResults(Strict):
                 f"{path} has version {version}, this tasklora reads up to {RESULTS_VERSION}. Upgrade tasklora."
             )
         return parse(cls, data, str(path))
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place, then move it there."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def package_versions() -> dict[str, str]:

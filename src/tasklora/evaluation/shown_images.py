@@ -6,7 +6,6 @@ that every method and seed keeps the same ones and no result has chosen them.
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tasklora.errors import CheckpointError, DataError
 from tasklora.evaluation.dense import ImageCollator, PlainImages
+from tasklora.tasks import move_into_place
 from tasklora.vision.data import DenseRows
 from tasklora.vision.metrics import predictions
 from tasklora.vision.model import DenseModel
@@ -131,7 +131,7 @@ def write_shown_images(path: Path, shown: Sequence[ShownImage]) -> None:
     scratch = path.with_name(f".{path.name}.partial")
     with scratch.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(scratch, path)
+    move_into_place(scratch, path)
 
 
 def read_shown_images(path: Path, specs: Mapping[str, DenseTaskSpec]) -> list[ShownImage]:

@@ -30,7 +30,7 @@ from torch import Tensor
 from tasklora.errors import BrokenAdapterError, CheckpointError, ConfigError, OutputError, UnsupportedError, listing
 from tasklora.export.checkpoints import MTL_LORA, kind_of, read_state
 from tasklora.export.files import ADAPTER_FILE, CONFIG_FILE, check_output, filling, write_tensors
-from tasklora.tasks import read_safetensors
+from tasklora.tasks import move_into_place, read_safetensors
 from tasklora.tuner import MTLLoraConfig
 
 _PART = re.compile(r"(?:module\.)?(?P<path>.+)\.lora_(?P<name>A|lambdas|B|B_w)")
@@ -205,7 +205,7 @@ def write_reference(directory: str | Path, file: str | Path, *, overwrite: bool 
         state[f"{found['path']}.{_NAMES[name]}"] = value.contiguous()
     scratch = file.with_name(f".{file.name}.partial")
     torch.save(state, scratch)
-    scratch.replace(file)
+    move_into_place(scratch, file)
     return len(state) // len(_NAMES)
 
 

@@ -16,10 +16,10 @@ from tasklora.tasks.saved_model import (
     read_about,
     read_safetensors,
     save_model,
-    share_mode,
 )
 from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
 from tasklora.tasks.strict import Strict, parse, read_yaml
+from tasklora.tasks.whole_files import move_into_place, share_mode, write_text_whole
 
 __all__ = [
     "HEADS",
@@ -50,6 +50,7 @@ __all__ = [
     "load_suite",
     "load_tasks",
     "load_weights",
+    "move_into_place",
     "packaged_minilm",
     "parse",
     "read_about",
@@ -61,4 +62,5 @@ __all__ = [
     "shipped_suites",
     "split_by_task",
     "training_method",
+    "write_text_whole",
 ]

@@ -173,6 +173,11 @@ def load_tasks(
         raw = {split: _load(source, name, spec, split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
             train = raw["train"] if "train" in raw else _load(source, name, spec, "train")
+            if len(train) == 1:
+                raise DataError(
+                    f"task '{name}': its one training row cannot be held out for tune as well. Give it more rows, or "
+                    "rows of its own for tune."
+                )
             raw["train"], raw["tune"] = hold_out(train, TUNE_FRACTION, TUNE_MAX_ROWS, seed)
         loaded[name] = {}
         for split in splits:

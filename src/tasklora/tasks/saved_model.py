@@ -8,11 +8,8 @@ tasklora.json                                     tasks, base, pooling; format a
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +25,12 @@ from tasklora.tasks.collate import MultiTaskCollator
 from tasklora.tasks.model import MultiTaskModel, Pooling
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.strict import Strict, parse
+from tasklora.tasks.whole_files import LAST_FILE, written_whole
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ENCODER_FILE = "encoder.safetensors"
-MODEL_FILE = "tasklora.json"
+MODEL_FILE = LAST_FILE
 HEADS_FILE = "heads.safetensors"
 MODEL_FORMAT_VERSION = 1
 
@@ -105,25 +103,6 @@ def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) 
             save_module(model.encoder, str(scratch / ENCODER_FILE), metadata={"format": "pt"})
         save_file(_contiguous(model.heads.state_dict()), scratch / HEADS_FILE, metadata={"format": "pt"})
         (scratch / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def written_whole(directory: str | Path) -> Iterator[Path]:
-    """Yield a scratch folder whose files are moved into `directory` afterwards, ``tasklora.json`` last."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        yield Path(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: (file.name == MODEL_FILE, file.name)):
-            share_mode(file)
-            os.replace(file, directory / file.name)
-
-
-def share_mode(file: Path) -> None:
-    """Give a file the permissions that the umask allows; safetensors writes for the owner only."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
 
 
 def load_adapter_weights(encoder: torch.nn.Module, directory: Path) -> None:

@@ -98,6 +98,7 @@ class Balancer(ABC):
 
     Attributes:
         balances: "losses" or "gradients".
+        means: key → sums and counts of what is noted for the next log, (T,) each.
     """
 
     balances: str
@@ -106,7 +107,7 @@ class Balancer(ABC):
         self.trainer = trainer
         self.rule = rule
         rule.to(trainer.args.device)
-        self._means: dict[str, tuple[Tensor, Tensor]] = {}
+        self.means: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def step(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
@@ -140,18 +141,18 @@ class Balancer(ABC):
 
     def note(self, key: str, values: Tensor, present: Tensor) -> None:
         """Keep values (T,) for the next log, which shows ``KEY/TASK``, the mean over the steps that had the task."""
-        sums, counts = self._means.get(key, (torch.zeros_like(values), torch.zeros_like(values)))
-        self._means[key] = sums + values.masked_fill(~present, 0), counts + present
+        sums, counts = self.means.get(key, (torch.zeros_like(values), torch.zeros_like(values)))
+        self.means[key] = sums + values.masked_fill(~present, 0), counts + present
 
     def take_logs(self) -> dict[str, float]:
         """Return what was kept since the last log."""
         logs = {
             f"{key}/{task}": total / count
-            for key, (sums, counts) in self._means.items()
+            for key, (sums, counts) in self.means.items()
             for task, total, count in zip(self.tasks, sums.tolist(), counts.tolist(), strict=True)
             if count
         }
-        self._means = {}
+        self.means = {}
         return logs
 
     def save(self, directory: Path) -> None:

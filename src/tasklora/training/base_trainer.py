@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -11,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tasklora.errors import CheckpointError, NonFiniteLossError, UnsupportedError, listing
 from tasklora.evaluation import SplitScores
+from tasklora.tasks.whole_files import PARTIAL, move_folder_into_place, writing
 from tasklora.training.balancer import BalancingCallback, TaskLosses
 from tasklora.training.balancing import BalancingSection
+from tasklora.training.checkpoints import LogState, checkpoint_folder, remove_older
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -88,6 +93,9 @@ class TasksTrainer(Trainer):
         self.balancer = None if balancing is None else balancing.balancer(self)
         if self.balancer is not None:
             self.add_callback(BalancingCallback(self.balancer))
+        self._log_state = LogState(self)
+        self.add_callback(self._log_state)
+        self._scratch = ""
 
     @abstractmethod
     def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
@@ -196,6 +204,8 @@ class TasksTrainer(Trainer):
             self._loss_counts.zero_()
             if self.balancer is not None:
                 logs.update(self.balancer.take_logs())
+        if "train_loss" in logs:  # the Trainer's is of the steps since the last resumption
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
     def evaluate(
@@ -267,6 +277,44 @@ class TasksTrainer(Trainer):
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Train an epoch; none where early stopping had ended the run before it was resumed."""
+        stopping = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        if any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in stopping):
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return os.path.join(super()._get_output_dir(trial), self._scratch)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, move it there, then remove older ones."""
+        folder = Path(super()._get_output_dir(trial))
+        scratch, place = folder / PARTIAL, checkpoint_folder(folder, self.state.global_step)
+        if self.args.should_save:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._log_state.gather()
+        self.accelerator.wait_for_everyone()
+        self._scratch = PARTIAL
+        try:
+            with writing(f"the checkpoint of step {self.state.global_step}", folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._scratch = ""
+        self.accelerator.wait_for_everyone()  # every process has written its random numbers' state
+        best = checkpoint_folder(folder, self.state.best_global_step or 0)
+        if best == place:
+            self.state.best_model_checkpoint = str(place)
+        if self.args.should_save:
+            written = scratch / place.name
+            with writing(f"the checkpoint of step {self.state.global_step}", folder):
+                self._log_state.save(written)
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                move_folder_into_place(written, place)
+            shutil.rmtree(scratch)
+            remove_older(folder, {place, best}, self.args.save_total_limit or len(os.listdir(folder)))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what is trained; the frozen base is not written."""
         if self.args.should_save:
@@ -295,3 +343,4 @@ class TasksTrainer(Trainer):
         self.read_weights(self.accelerator.unwrap_model(target), Path(resume_from_checkpoint))
         if self.balancer is not None:
             self.balancer.load(Path(resume_from_checkpoint))
+        self._log_state.load(Path(resume_from_checkpoint))

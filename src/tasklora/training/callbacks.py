@@ -19,6 +19,9 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasklora.errors import ConfigError, did_you_mean, first_line
+from tasklora.tasks import write_text_whole
+from tasklora.tasks.whole_files import writing
+from tasklora.training.processes import Processes
 
 LOSS = "loss/"
 """What the keys of the tasks' losses in a log begin with."""
@@ -157,6 +160,8 @@ class StepClock(TrainerCallback):
 class JsonLog(TrainerCallback):
     """Appends every log record to a JSONL file.
 
+    A resumed run begins with the records that its checkpoint has behind it: what came after it comes again.
+
     Args:
         path: the file.
     """
@@ -164,14 +169,23 @@ class JsonLog(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Bring the file to where the run is."""
+        if state.is_world_process_zero and (self.path.exists() or state.log_history):
+            write_text_whole(self.path, "".join(self._line(record["step"], record) for record in state.log_history))
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Append the record."""
         if state.is_world_process_zero:
-            record = {key: _plain(value) for key, value in (logs or {}).items()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+            with writing("the log", self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(self._line(state.global_step, logs or {}))
+
+    @staticmethod
+    def _line(step: int, logs: Mapping[str, Any]) -> str:
+        record = {key: _plain(value) for key, value in logs.items() if key != "step"}
+        return json.dumps({"step": step, **record}) + "\n"
 
 
 def check_reporters(names: Iterable[str]) -> None:
@@ -206,21 +220,28 @@ def _plain(value: Any) -> Any:
 class StopOnInterrupt(TrainerCallback):
     """On Ctrl-C, ends training after the running step with a checkpoint; a second Ctrl-C interrupts at once.
 
+    Args:
+        processes: those of the run, which stop at the same step.
+
     Attributes:
         interrupted: whether training was stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes | None = None) -> None:
         self.interrupted = False
+        self._processes = processes or Processes()
+        self._since = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handle SIGINT inside the ``with`` block (in the main thread; elsewhere Python forbids it)."""
 
         def note(signum: int, frame: Any) -> None:
-            if self.interrupted:
+            now = time.monotonic()
+            # Launchers pass on a Ctrl-C that the terminal has sent to every process already.
+            if self.interrupted and (self._processes.count == 1 or now - self._since > 1.0):
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.interrupted, self._since = True, now
 
         try:
             previous = signal.signal(signal.SIGINT, note)
@@ -235,9 +256,10 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Save and stop."""
+        """Save and stop; at the end of an epoch its evaluation comes first."""
+        self.interrupted = self._processes.any(self.interrupted, args.device)
         if self.interrupted:
-            control.should_save = True
+            control.should_save = args.save_strategy != "epoch" or not _ends_epoch(state)
             control.should_training_stop = True
         return control
 
@@ -245,7 +267,12 @@ class StopOnInterrupt(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Do not evaluate or save again on the way out, unless the epoch is complete: its evaluation is due then."""
-        if self.interrupted and not float(state.epoch or 0).is_integer():
+        if self.interrupted and not _ends_epoch(state):
             control.should_save = False
             control.should_evaluate = False
         return control
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    """Return whether the step is the last one of an epoch, or of the run."""
+    return float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps

@@ -28,6 +28,7 @@ from tasklora.training.callbacks import ProgressDisplay
 from tasklora.training.comparison_directory import FAILED_FILE, Cell, ComparisonDirectory, Plan
 from tasklora.training.contenders import MATCHED_LORA, contender, fixed_keys, title_of
 from tasklora.training.dense_recipe import DenseRecipe
+from tasklora.training.processes import check_alone
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import changed
 from tasklora.training.run import train_recipe
@@ -66,10 +67,12 @@ def compare_methods(
 
     Raises:
         ConfigError: on unknown methods, keys or baseline, or unequal searches.
+        UnsupportedError: in a group of processes.
         DataError: if rows cannot be had.
         OutputError: if the directory holds something else.
         InterruptedRun: on Ctrl-C; call again to go on.
     """
+    check_alone("a comparison")
     console = console or Console(quiet=True)
     plan, contenders, trials = _plan(recipe, methods, seeds, search, baseline, command)
     directory = ComparisonDirectory(output)

@@ -28,7 +28,10 @@ from tasklora.evaluation import (
 )
 from tasklora.evaluation.results import COMPARISON_FILE, LOG_FILE, RECIPE_FILE, RESULTS_FILE
 from tasklora.tasks import read_safetensors, read_yaml
+from tasklora.tasks.saved_model import MODEL_FILE
+from tasklora.tasks.whole_files import PARTIAL, tidy
 from tasklora.training.balancer import STATE_FILE
+from tasklora.training.checkpoints import LOG_STATE_FILE, checkpoints_in
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import parse_recipe
@@ -36,6 +39,7 @@ from tasklora.training.selection import read_choices, step_folder
 
 MANIFEST_FILE = "manifest.json"
 RUN_FORMAT = "tasklora/run"
+_UNWRITTEN = [f".{name}{PARTIAL}" for name in (MANIFEST_FILE, RECIPE_FILE)]  # what a kill at the very first leaves
 
 
 class RunDirectory:
@@ -52,6 +56,7 @@ class RunDirectory:
         self.best_per_task = self.path / "best_per_task"
         self.final = self.path / "final"
         self.tensorboard = self.path / "tensorboard"
+        self.recipe_file = self.path / RECIPE_FILE
         self.results = self.path / RESULTS_FILE
         self.log = self.path / LOG_FILE
         self.predictions = self.path / PREDICTIONS_FILE
@@ -67,19 +72,27 @@ class RunDirectory:
             return False
         return isinstance(manifest, dict) and manifest.get("format") == RUN_FORMAT
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything of the run but its manifest, which is written first."""
+        return self._holds({MANIFEST_FILE, *_UNWRITTEN})
+
+    def _holds(self, but: set[str]) -> bool:
+        return any(path.name not in but for path in self.path.iterdir())
+
     def check_free(self, overwrite: bool) -> None:
         """Raise OutputError if the directory holds something that `overwrite` does not allow to replace.
 
         Only a run of tasklora is ever replaced.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and not self._holds({_UNWRITTEN[0]})):
             return
         if not self.is_run:
             raise OutputError(
                 f"the output directory {self.path} is not empty and holds no tasklora run, so it is not replaced. "
                 "Choose another (--output)."
             )
-        if not overwrite:
+        if not overwrite and self.has_begun:
             raise OutputError(
                 f"the output directory {self.path} holds a run already. Choose another (--output), go on with it "
                 "(--resume), or replace it with --overwrite."
@@ -110,11 +123,15 @@ class RunDirectory:
         """
         self.check_free(overwrite)
         try:
-            if self.is_run:
-                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text_whole(self.path / RECIPE_FILE, recipe.to_yaml())
+            # The manifest says whose directory it is, so it goes last of an old run and comes first of a new one.
+            for path in self.path.iterdir() if self.is_run else ():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MANIFEST_FILE:
+                    path.unlink()
             write_text_whole(self.path / MANIFEST_FILE, json.dumps(_manifest(recipe, command, rows), indent=2) + "\n")
+            write_text_whole(self.path / RECIPE_FILE, recipe.to_yaml())
         except OSError as error:
             raise OutputError(
                 f"cannot write to {self.path}: {error.strerror or error}. Choose another --output."
@@ -128,13 +145,18 @@ class RunDirectory:
         """
         path = self.path / RECIPE_FILE
         if not path.is_file():
-            raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).")
+            never = " It was stopped before it began: start it again as you did." if self.is_run else ""
+            raise CheckpointError(f"{self.path} is no run directory (no {RECIPE_FILE}).{never}")
         return parse_recipe(read_yaml(path), str(path))
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest checkpoint of which every file can be read; None if there is none."""
-        folders = sorted(self.checkpoints.glob("checkpoint-*"), key=_step_of, reverse=True)
-        return next((folder for folder in folders if _is_whole(folder)), None)
+        return next((folder for folder in checkpoints_in(self.checkpoints) if _is_whole(folder)), None)
+
+    def tidy(self) -> None:
+        """Remove what writes that were cut off have left."""
+        for folder in (self.path, self.checkpoints, self.best_per_task):
+            tidy(folder)
 
     def model(self, task: str | None = None) -> Path:
         """Return the directory of the model that the run kept.
@@ -161,18 +183,21 @@ class RunDirectory:
         return step_folder(self.best_per_task, choice.step) if choice else self.best
 
 
-def _step_of(checkpoint: Path) -> int:
-    step = checkpoint.name.rpartition("-")[2]
-    return int(step) if step.isdigit() else -1
-
-
 def _is_whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written completely; the Trainer writes ``trainer_state.json`` last."""
+    """Return whether everything of a checkpoint is there and can be read."""
+    needed = (MODEL_FILE, "optimizer.pt", "scheduler.pt")
+    if not all((checkpoint / name).is_file() for name in needed) or not any(checkpoint.glob("*.safetensors")):
+        return False
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         for file in checkpoint.glob("*.safetensors"):
             read_safetensors(file)
-        for file in {checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob(STATE_FILE)}:
+        for file in {
+            checkpoint / "optimizer.pt",
+            checkpoint / "scheduler.pt",
+            *checkpoint.glob(STATE_FILE),
+            *checkpoint.glob(LOG_STATE_FILE),
+        }:
             torch.load(file, weights_only=True, map_location="cpu")
     except (CheckpointError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
         return False

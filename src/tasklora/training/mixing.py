@@ -105,6 +105,8 @@ class MixingPlan:
         rows_per_step: rows of an optimiser step, over accumulation and processes.
         epochs: length of the run.
         max_steps: the same in optimiser steps; overrides `epochs`.
+        processes: how many share each batch; see :class:`SharedBatches`.
+        batches_per_step: batches of an optimiser step, one after the other.
 
     Attributes:
         rows: rows of an epoch.
@@ -120,6 +122,8 @@ class MixingPlan:
         rows_per_step: int = 1,
         epochs: float = 1.0,
         max_steps: int | None = None,
+        processes: int = 1,
+        batches_per_step: int = 1,
     ) -> None:
         self.mixing = mixing or MixingSection()
         self.mixing.check_tasks(sizes)
@@ -131,7 +135,12 @@ class MixingPlan:
                 f"training.mixing.epoch_rows is {self.rows}, but there are {len(sizes)} tasks: an epoch draws at least "
                 "one row of each."
             )
-        self.steps_per_epoch = math.ceil(self.rows / rows_per_step)
+        if self.rows < processes:
+            raise ConfigError(
+                f"an epoch has {self.rows} rows, fewer than there are processes ({processes}). Start fewer."
+            )
+        batches = len(shared_bounds(self.rows, rows_per_step // batches_per_step, processes))
+        self.steps_per_epoch = math.ceil(batches / batches_per_step)
         self.epochs = max_steps / self.steps_per_epoch if max_steps else epochs
         schedule = self.mixing.schedule
         if schedule is not None and schedule.every == "epoch" and math.ceil(self.epochs) < 2:
@@ -282,3 +291,48 @@ def _shuffled(rows: Integers, batch: int, generator: np.random.Generator) -> Int
     whole = len(rows) // batch * batch
     batches = generator.permutation(rows[:whole].reshape(-1, batch))
     return np.concatenate([batches.reshape(-1), rows[whole:]])
+
+
+def shared_bounds(rows: int, size: int, processes: int) -> list[tuple[int, int]]:
+    """Return where each batch begins and ends that processes share.
+
+    Rows that are too few for each process to have one go to the batch before.
+
+    Args:
+        rows: of an epoch.
+        size: rows of a batch, over all processes.
+        processes: how many.
+    """
+    starts = list(range(0, rows, size))
+    if len(starts) > 1 and rows - starts[-1] < processes:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], rows], strict=True))
+
+
+class SharedBatches(Sampler[list[int]]):
+    """The part of one process in batches that several share.
+
+    Together they draw the very batches that one process with a batch of `size` draws, in the same order; each takes an
+    equal part of every batch, also of an epoch's last one, which may be shorter. No row comes twice to fill it up.
+
+    Args:
+        rows: draws the rows of an epoch.
+        size: rows of a batch, over all processes.
+        rank: which process.
+        processes: how many.
+    """
+
+    def __init__(self, rows: TaskMixingSampler, size: int, rank: int, processes: int) -> None:
+        self.batch_sampler = rows  # where the Trainer looks for `set_epoch`
+        self.bounds = shared_bounds(len(rows), size, processes)
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.batch_sampler)
+        for start, end in self.bounds:
+            edges = [start + (end - start) * rank // self.processes for rank in (self.rank, self.rank + 1)]
+            yield order[edges[0] : edges[1]]

@@ -26,6 +26,7 @@ from tasklora.training.directory import RunDirectory
 from tasklora.training.gradient_cosines import GradientCosinesCallback
 from tasklora.training.mixing import MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
+from tasklora.training.processes import process_count
 from tasklora.training.recipe import Recipe
 from tasklora.training.trainer import MultiTaskTrainer
 from tasklora.training.workload import Workload
@@ -66,9 +67,18 @@ class RowsWorkload(Workload):
     def prepare(self) -> None:
         """Build the model to train, its heads fitted to the training labels."""
         section = self.recipe.training
-        rows_per_step = section.batch_size * section.gradient_accumulation_steps
+        processes, batches = process_count(), section.gradient_accumulation_steps
+        rows_per_step = section.batch_size * batches * processes
         # What the trainer will draw by; here it is refused before a run is made.
-        MixingPlan(self.rows_per_task(), section.mixing, rows_per_step, section.epochs, section.max_steps)
+        MixingPlan(
+            self.rows_per_task(),
+            section.mixing,
+            rows_per_step,
+            section.epochs,
+            section.max_steps,
+            processes,
+            batches,
+        )
         self.prepared = prepare(self.recipe)
         if self.recipe.training.gradient_cosines is not None:
             check_measurable(self.prepared.model, list(self.specs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
 import sys
 import time
@@ -16,12 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tasklora.errors import (
-    CheckpointError,
-    InterruptedRun,
-    OutputError,
-    UnsupportedError,
-)
+from tasklora.errors import CheckpointError, InterruptedRun, OutputError
 from tasklora.evaluation import (
     PerTaskResults,
     RunResults,
@@ -36,6 +31,7 @@ from tasklora.evaluation import (
     write_diagnostics,
     write_text_whole,
 )
+from tasklora.tasks.whole_files import writing
 from tasklora.training.base_trainer import TasksTrainer
 from tasklora.training.callbacks import (
     JsonLog,
@@ -48,7 +44,9 @@ from tasklora.training.callbacks import (
 from tasklora.training.dense_recipe import DenseRecipe, DenseTrainingSection
 from tasklora.training.dense_workload import DensePrepared
 from tasklora.training.directory import RunDirectory
+from tasklora.training.faults import explained
 from tasklora.training.preparing import Prepared
+from tasklora.training.processes import Processes, check_alone
 from tasklora.training.recipe import Recipe
 from tasklora.training.selection import BestPerTask, score_choices
 from tasklora.training.workload import Workload
@@ -70,6 +68,8 @@ def train_recipe(
 ) -> tuple[RunResults, Prepared | DensePrepared]:
     """Train a recipe of either shape into a run directory.
 
+    In a group of processes (torchrun, accelerate launch) each calls this; the main one writes, and all return the same.
+
     Args:
         recipe: what to run.
         output: the run directory.
@@ -88,13 +88,16 @@ def train_recipe(
         OutputError: if the directory cannot be used.
         CheckpointError: if a run to resume no longer has its rows, base or tasks.
         ConfigError: if the recipe cannot be run as it is, also where `report_to` names what is not there.
-        UnsupportedError: in a group of processes.
+        UnsupportedError: on images in a group of processes.
         NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
+        MemoryRanOutError: saying what to lower; the run can be resumed.
+        WorkerDiedError: if a process that loads images died; the run can be resumed.
         InterruptedRun: on Ctrl-C; the run can be resumed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UnsupportedError("a run is made by one process: start `tasklora train` without torchrun or accelerate.")
-    console = console or Console(quiet=True)
+    if recipe.shape == "dense":
+        check_alone("a run on images")
+    processes = Processes()
+    console = console if console and processes.is_main else Console(quiet=True)
     command = command or shlex.join(["tasklora", *sys.argv[1:]])
     commit = source_commit()  # now: the source may change while the run goes on
     run = RunDirectory(output)
@@ -102,27 +105,55 @@ def train_recipe(
     if resume:
         recipe = run.recipe()
         if run.results.is_file():
-            raise OutputError(f"{run.path} is finished already; there is nothing to resume.")
+            raise OutputError(
+                f"{run.path} is finished already; there is nothing to resume. `tasklora report {run.path}` writes its "
+                "report anew."
+            )
         command = str(run.manifest()["command"])
+        processes.on_main(run.tidy)
         checkpoint = run.latest_checkpoint()
         going_on = f"from {checkpoint.name}" if checkpoint else "from the beginning: there is no complete checkpoint"
         console.print(f"resuming {run.path} {going_on}", highlight=False)
     else:
-        run.check_free(overwrite)
+        processes.on_main(lambda: run.check_free(overwrite))
     check_reporters(recipe.training.report_to)
     work = workload_of(recipe)
     split = recipe.tasks.report_on
-    work.load_data(["train", "tune", split])  # before anything is written: bad data leaves no half-made run
+    # before anything is written: bad data leaves no half-made run
+    processes.main_first(lambda: work.load_data(["train", "tune", split]))
     work.prepare()
     if recipe.training.balancing is not None:
         recipe.training.balancing.check(work.prepared.model, list(work.specs))
     fingerprints = work.fingerprints()
     if not resume:
-        run.create(recipe, command, fingerprints, overwrite)
+        processes.on_main(lambda: run.create(recipe, command, fingerprints, overwrite))
     elif fingerprints != run.manifest()["training_rows"]:
         raise CheckpointError(
             f"the training rows are no longer those that {run.path} was begun with. Restore them, or start a new run."
         )
+    also = callbacks or []
+    with explained(run, recipe):
+        results = _train(
+            recipe, run, work, processes, console, checkpoint, command, commit, score_untrained, also, progress
+        )
+    return results, work.prepared
+
+
+def _train(
+    recipe: Recipe | DenseRecipe,
+    run: RunDirectory,
+    work: Workload,
+    processes: Processes,
+    console: Console,
+    checkpoint: Path | None,
+    command: str,
+    commit: str | None,
+    score_untrained: bool,
+    callbacks: list[TrainerCallback],
+    progress: ProgressDisplay | None,
+) -> RunResults:
+    """Train what was prepared, score it, and write what came out."""
+    split = recipe.tasks.report_on
     untrained: dict[Any, SplitScores] = {}
     if score_untrained:
         untrained[split] = work.score(split)
@@ -130,7 +161,7 @@ def train_recipe(
 
     if recipe.training.gradient_checkpointing:
         work.checkpoint_activations()
-    interrupt, bar, clock = StopOnInterrupt(), ProgressBar(console, progress), StepClock()
+    interrupt, bar, clock = StopOnInterrupt(processes), ProgressBar(console, progress), StepClock()
     selection = _best_per_task(recipe, run, work)
     trainer = work.trainer(
         training_arguments(recipe, run),
@@ -139,7 +170,7 @@ def train_recipe(
             bar,
             *_early_stopping(recipe),
             *([selection] if selection else []),
-            *(callbacks or []),
+            *callbacks,
             interrupt,
             clock,
             *work.measuring(run),
@@ -158,22 +189,31 @@ def train_recipe(
     finally:
         bar.stop()
         seconds = seconds_before + time.perf_counter() - started
-        write_text_whole(run.path / ".seconds", f"{seconds:.3f}\n")
+        if processes.is_main:
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong before
+                write_text_whole(run.path / ".seconds", f"{seconds:.3f}\n")
     if interrupt.interrupted:
         raise InterruptedRun(
             f"interrupted at step {trainer.state.global_step}; a checkpoint is kept. "
             f"Go on with: tasklora train --resume {run.path}"
         )
-    work.save(run.final)
+    if not processes.is_main:
+        processes.wait()
+        work.load(run.best)
+        return RunResults.read(run.results)
+    with writing("the model", run.final):
+        work.save(run.final)
     if selection:
         selection.write()
     best = _best_checkpoint(trainer, run)
     if best is not None:
         work.load(best)
-    work.save(run.best)
+    with writing("the model", run.best):
+        work.save(run.best)
     console.print(f"scoring {split} …", highlight=False)
     started = time.perf_counter()
-    scores = work.score(split, run.predictions)
+    with writing("predictions", run.predictions):
+        scores = work.score(split, run.predictions)
     model = work.prepared.model
     write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     per_task = None
@@ -198,7 +238,7 @@ def train_recipe(
             steps=trainer.state.global_step,
             epochs=float(trainer.state.epoch or 0),
             best_step=trainer.state.best_global_step,
-            best_tune_average=trainer.state.best_metric,
+            best_tune_average=trainer.state.best_metric if trainer.state.best_global_step else None,
             seconds=seconds,
             step_seconds=clock.median(),
             rows_per_task=work.rows_per_task(),
@@ -210,12 +250,14 @@ def train_recipe(
         versions=package_versions(),
         machine=machine_description(),
     )
-    results.write(run.results)
+    write_scores(run.best, CardScores(split, {name: s.metrics for name, s in scores.tasks.items()}))
     if selection:
         selection.keep_chosen()
-    write_scores(run.best, CardScores(split, {name: s.metrics for name, s in scores.tasks.items()}))
+    with writing("the results", run.results):
+        results.write(run.results)  # last of all: a run that has them is finished
     (run.path / ".seconds").unlink(missing_ok=True)
-    return results, work.prepared
+    processes.wait()
+    return results
 
 
 def training_arguments(recipe: Recipe | DenseRecipe, run: RunDirectory) -> TrainingArguments:

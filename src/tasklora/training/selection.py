@@ -13,7 +13,6 @@ that one without interruption has.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from tasklora.evaluation import SplitScores, TaskChoice, write_text_whole
 from tasklora.tasks import Split, Strict, parse
 from tasklora.tasks.metrics import METRICS
 from tasklora.tasks.saved_model import MODEL_FILE, read_json
+from tasklora.tasks.whole_files import remove_folder
 from tasklora.training.workload import Workload
 
 CHOICES_FILE = "tasks.json"
@@ -96,7 +96,8 @@ class BestPerTask(TrainerCallback):
                     f"{step_folder(self.folder, choice.step)} is gone, the model of {name}'s best step so far. Restore "
                     "it, or start a new run."
                 )
-        self._prune(args)
+        if state.is_world_process_zero:
+            self._prune(args)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
@@ -149,7 +150,7 @@ class BestPerTask(TrainerCallback):
         names = {f"{STEP_PREFIX}{step}" for step in steps}
         for path in self.folder.glob(f"*{STEP_PREFIX}*"):  # also the scratch folder of a write that was cut off
             if path.name not in names:
-                shutil.rmtree(path)
+                remove_folder(path)
 
 
 def score_choices(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from tasklora.evaluation import SplitScores, score_tasks
@@ -32,7 +34,7 @@ from tasklora.tasks import (
 from tasklora.training.balancer import TaskLosses
 from tasklora.training.balancing import BalancingSection
 from tasklora.training.base_trainer import TasksTrainer
-from tasklora.training.mixing import MixedRows, MixingPlan, TaskMixingSampler
+from tasklora.training.mixing import MixedRows, MixingPlan, SharedBatches, TaskMixingSampler
 from tasklora.training.mixing_section import MixingSection
 from tasklora.tuner import auxiliary_loss
 
@@ -84,6 +86,8 @@ class MultiTaskTrainer(TasksTrainer):
             args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             args.num_train_epochs,
             args.max_steps if args.max_steps > 0 else None,
+            args.world_size,
+            args.gradient_accumulation_steps,
         )
         self._drawn = self._drawn_at_last_log = torch.zeros(len(self.about_tasks), dtype=torch.long)
         self._drawn_steps = -1  # the optimiser steps that drew them
@@ -91,6 +95,19 @@ class MultiTaskTrainer(TasksTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> TaskMixingSampler:
         mixed = train_dataset if train_dataset is not None else self.train_dataset
         return TaskMixingSampler(self.plan, self.args.seed, mixed.lengths() if self.group_by_length else None)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of this process; where there are several, they share those that one would have."""
+        if self.args.world_size == 1:
+            plain: DataLoader[Any] = super().get_train_dataloader()
+            return plain
+        size = self.args.train_batch_size * self.args.world_size
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=SharedBatches(self._get_train_sampler(), size, self.args.process_index, self.args.world_size),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def num_examples(self, dataloader: Any) -> int:
         """Return the rows of an epoch as drawn, which mixing may make differ from the rows there are."""
@@ -202,9 +219,14 @@ class MultiTaskTrainer(TasksTrainer):
         return split_by_task(inputs)
 
     def score_tune(self) -> SplitScores:
-        """Return the scores of the tune rows."""
+        """Return the scores of the tune rows; several processes score some of the tasks each."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        return score_tasks(model, self.tune_rows, self.data_collator, self.args.per_device_eval_batch_size)  # type: ignore[arg-type]
+        places = slice(self.args.process_index, None, self.args.world_size)
+        mine = dict(list(self.tune_rows.items())[places])
+        found = score_tasks(model, mine, self.data_collator, self.args.per_device_eval_batch_size).tasks  # type: ignore[arg-type]
+        if self.args.world_size > 1:
+            found = {name: scores for part in gather_object([found]) for name, scores in part.items()}
+        return SplitScores.of({name: found[name] for name in self.tune_rows})
 
     def write_model(self, model: nn.Module, directory: Path) -> None:
         """Write adapter and heads."""

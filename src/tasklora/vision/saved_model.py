@@ -26,8 +26,8 @@ from tasklora.tasks.saved_model import (
     read_json,
     read_safetensors,
     tensor_differences,
-    written_whole,
 )
+from tasklora.tasks.whole_files import written_whole
 from tasklora.vision.base_model import DenseBase, load_dense_base
 from tasklora.vision.model import DenseModel
 from tasklora.vision.separate import DenseEncoderKind, SeparateEncoders

@@ -1,0 +1,55 @@
+"""Trains the tiny recipe in several ways, as each of the processes of a group.
+
+``recipes_worker.py PROJECT OUTPUT BATCH``: what every process is left with is written to OUTPUT/WAY-RANK.json.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+
+from helpers_runs import AtStep, Project, use_method
+from tasklora.training import InterruptedRun, train_recipe
+
+RANK = int(os.environ.get("RANK", "0"))
+WAYS = {
+    "accumulated": [
+        use_method("per_task_lora"),
+        "training.gradient_accumulation_steps=2",
+        "training.gradient_checkpointing=true",
+    ],
+    "selected": ["training.selection=per_task", "training.evaluate_every=5", "training.early_stopping_patience=3"],
+    "interrupted": ["training.logging_steps=4"],
+    "uneven": ["training.mixing={epoch_rows: 34}", "training.epochs=3"],  # an epoch ends with a row for each
+}
+
+
+def main(project: str, output: str, batch: str) -> None:
+    """Train in each way."""
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    root = Path(project)
+    datasets.config.HF_DATASETS_CACHE = root / "cache"
+    tiny = Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
+    for way, overrides in WAYS.items():
+        recipe, run = tiny.load(f"training.batch_size={batch}", *overrides), Path(output) / way
+        resume = False
+        if way == "interrupted" and "WORLD_SIZE" in os.environ:
+            stop = [AtStep(3, lambda **_: os.kill(os.getpid(), signal.SIGINT))]
+            try:  # one process alone gets the signal
+                train_recipe(recipe, run, command="test", callbacks=stop if RANK == 1 else [])
+            except InterruptedRun as error:
+                (Path(output) / f"said-{RANK}").write_text(str(error))
+            resume = True
+        results, prepared = train_recipe(recipe, run, command="test", resume=resume)
+        sums = {name: float(p.double().sum()) for name, p in prepared.model.named_parameters() if p.requires_grad}
+        said = {"scores": results.scores["validation"].model_dump(), "sums": sums}
+        (Path(output) / f"{way}-{RANK}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
