@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    BertModel,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -15,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from helpers_models import ADAPTERS, LLAMA_TARGETS, adapt, config_of, layers, tiny_llama
+from helpers_models import ADAPTERS, BERT_TARGETS, LLAMA_TARGETS, adapt, config_of, tiny_bert, tiny_llama
 from tasklora.errors import ConfigError, UnsupportedError
 from tasklora.tasks.packing import IGNORED, check_packs_causal, first_fit_decreasing, pack_causal, pack_rows
 
@@ -164,7 +165,40 @@ def test_an_adapted_decoder_packs(case):
     model.train()
     check_packs_causal(model, torch.tensor([0, 1, 2]))
     assert model.training
-    assert layers(model)
+
+
+def hidden_and_gradients(model, pack):
+    """Return the token vectors of a mixed batch and the gradients of a loss of theirs, padded or packed."""
+    batch = causal_batch()
+    mask, position_types = batch["attention_mask"], (torch.arange(9) > 2).long() * batch["attention_mask"]
+    model.zero_grad()
+    if pack:
+        packing = pack_rows(mask)
+        assert packing.source.numel() < mask.numel()
+        types = packing.pack(position_types)
+        output = model(
+            input_ids=packing.pack(batch["input_ids"]),
+            token_type_ids=types,
+            position_ids=packing.position_ids,
+            attention_mask=packing.attention_mask(model.dtype),
+            task_ids=packing.pack_tasks(batch["task_ids"]),
+        )
+        hidden = packing.unpack(output.last_hidden_state)
+    else:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "task_ids")}
+        hidden = model(**inputs, token_type_ids=position_types).last_hidden_state * mask.unsqueeze(-1)
+    hidden.pow(3).mean().backward()
+    return hidden.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", ADAPTERS, ids=lambda case: case.id)
+def test_a_packed_encoder_has_the_vectors_and_gradients_of_the_padded_one(case, attention):
+    config = config_of(case, target_modules=BERT_TARGETS, exclude_modules=["pooler.dense"])  # it sees no sequence
+    model = adapt(tiny_bert(BertModel, attn_implementation=attention), config).double()
+    expected, found = hidden_and_gradients(model, pack=False), hidden_and_gradients(model, pack=True)
+    assert len(expected[1]) == sum(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
