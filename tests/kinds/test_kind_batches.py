@@ -19,7 +19,7 @@ def losses_and_gradients(model, batch):
 def test_groups_of_similar_length_change_no_loss_and_no_gradient(kinds, monkeypatch, encoding):
     prepared = prepare(kinds.load(f"model.pair_encoding={encoding}"))
     randomise(prepared.model, scale=0.1)
-    prepared.model.double().eval()
+    prepared.model.eval()
     rows = [{**rows[place], "task": name} for name, rows in kinds.rows().split("train").items() for place in range(3)]
     for row in rows[::4]:
         row["texts"] = [f"{text} and that was it we had this one day" for text in row["texts"]]
@@ -31,4 +31,4 @@ def test_groups_of_similar_length_change_no_loss_and_no_gradient(kinds, monkeypa
     grouped = losses_and_gradients(prepared.model, batch)
     assert len(calls) > 1
     monkeypatch.setattr(model_module, "MIN_GROUP", 1000)
-    torch.testing.assert_close(grouped, losses_and_gradients(prepared.model, batch), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grouped, losses_and_gradients(prepared.model, batch), rtol=1e-5, atol=1e-5)
