@@ -11,6 +11,7 @@ import sys
 import time
 
 import inference
+import packing
 import start_and_files
 import streams
 import task_count
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "inference": inference.measure,
     "start_and_files": start_and_files.measure,
     "streams": streams.measure,
+    "packing": packing.measure,
 }
 
 

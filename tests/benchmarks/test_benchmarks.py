@@ -10,6 +10,9 @@ from goals import GOALS
 from guard import BYTES_BOUND, TIME_BOUND, too_large
 from harness import Measurement, Report, Spread, interleaved, peak_bytes
 from models import Setting, contender
+from packing import PERCENTILES, batches_of, drawn_rows, variants
+
+from tasklora.tasks import load_suite
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 TINY = Setting("llama-64", "fp32", 6, 5)
@@ -68,3 +71,20 @@ def test_the_guard_finds_what_is_too_large(capsys):
     assert too_large(report, kept) == ["here: step: ours / theirs: 1.510, kept 1.000, at most 1.500"]
     assert "peak bytes: ours / theirs: 1.020, kept 1.000" in capsys.readouterr().out
     assert isinstance(report.measurements[0], Measurement)
+
+
+@pytest.mark.parametrize("suite", PERCENTILES)
+def test_lengths_are_kept_of_every_task(suite):
+    assert set(PERCENTILES[suite]) <= set(load_suite(suite).tasks)
+    assert all(len(counts) == 101 and counts == sorted(counts) for counts in PERCENTILES[suite].values())
+    lengths, tasks = drawn_rows(suite, 32, 20)
+    assert lengths.max() <= 20
+    assert set(torch.bincount(tasks).tolist()) == {32 // len(PERCENTILES[suite])}
+
+
+def test_padded_grouped_and_packed_batches_have_one_loss():
+    lengths, tasks = torch.tensor([9, 2, 7, 1, 4, 9, 3, 5, 2, 2, 2, 3]), torch.arange(12) % 3
+    whole = batches_of(torch.arange(12), lengths, tasks, 12, "cpu")
+    model = contender("mtl_lora", "llama-64", "fp32", "cpu", 3).model
+    losses = {name: run() for name, run in variants(model, True, whole, whole).items()}
+    assert losses == pytest.approx(dict.fromkeys(losses, losses["padded"]), rel=1e-4)

@@ -29,10 +29,9 @@ from torch import Tensor, nn
 
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation.diagnostics import DIGITS, MAX_COMPARED_TASKS, layer_name, plain_numbers
-from tasklora.evaluation.results import write_text_whole
 from tasklora.evaluation.runner import parameter_group
 from tasklora.evaluation.subspaces import cosines_of, pairs_of
-from tasklora.tasks import MultiTaskModel, Strict, TaskRows, parse
+from tasklora.tasks import MultiTaskModel, Strict, TaskRows, parse, write_text_whole
 
 GRADIENT_COSINES_FILE = "gradient_cosines.jsonl"
 

@@ -8,6 +8,7 @@ from tasklora.tasks.kinds import KINDS, Kind
 from tasklora.tasks.methods import TRAINING_METHODS, TrainingMethod, training_method
 from tasklora.tasks.metrics import METRICS, compute_metrics
 from tasklora.tasks.model import MultiTaskModel, MultiTaskOutput
+from tasklora.tasks.packing import Packing, check_packs_causal, pack_causal, pack_rows
 from tasklora.tasks.row_metrics import Answers
 from tasklora.tasks.saved_model import (
     SavedModel,
@@ -33,6 +34,7 @@ __all__ = [
     "MultiTaskCollator",
     "MultiTaskModel",
     "MultiTaskOutput",
+    "Packing",
     "SavedModel",
     "Split",
     "Strict",
@@ -42,6 +44,7 @@ __all__ = [
     "TaskRows",
     "TaskSpec",
     "TrainingMethod",
+    "check_packs_causal",
     "compute_metrics",
     "head_of",
     "load_base",
@@ -51,6 +54,8 @@ __all__ = [
     "load_tasks",
     "load_weights",
     "move_into_place",
+    "pack_causal",
+    "pack_rows",
     "packaged_minilm",
     "parse",
     "read_about",
