@@ -20,7 +20,6 @@ from tasklora.tasks import (
     View,
     load_suite,
     parse,
-    shipped_suites,
     shipped_templates,
 )
 from tasklora.tasks.sources import Files
@@ -251,11 +250,10 @@ class Recipe(WrittenOut):
         return {name: spec.model_copy(update={"class_weights": "none"}) for name, spec in specs.items()}
 
     def _given_templates(self) -> dict[str, Template]:
-        """Return the templates of the recipe's own options and, of a text-to-text model, of the package's suite."""
-        suite = (self.tasks.suite or "").partition("@")[0]
-        shipped = self.model.view == "text_to_text" and suite in shipped_suites()
+        """Return the templates of the recipe's own options and, of a text-to-text model, of the suite by its name."""
+        shipped = shipped_templates(self.suite().name) if self.model.view == "text_to_text" else {}
         own = {name: options.template for name, options in self.tasks.options.items() if options.template is not None}
-        return {**(shipped_templates(suite) if shipped else {}), **own}
+        return {**shipped, **own}
 
     def text_to_text(self) -> TextToText | None:
         """Return how tasks are written and answered; None where they have heads."""
