@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers_text import SUITE, row_of, small_tokenizer
 
+from helpers_text import SUITE, row_of, small_tokenizer
 from tasklora.errors import ConfigError, DataError
 from tasklora.tasks import TEXT_FORMS, TaskSpec, Template, TextToText, TextToTextCollator, split_texts_by_task
 from tasklora.tasks.text_collate import IGNORED

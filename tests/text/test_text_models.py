@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers_runs import randomise
-from helpers_text import CLASSES, SIZES, row_of, small_tokenizer
 from test_text_batches import ROWS, SPECS, collator_of
 
+from helpers_runs import randomise
+from helpers_text import CLASSES, SIZES, row_of, small_tokenizer
 from tasklora.evaluation import predict_rows
 from tasklora.evaluation.text_answers import generated_texts, option_scores
 from tasklora.tasks import TextToTextModel, training_method
@@ -72,7 +72,7 @@ def test_likelihoods_of_options_in_batches_are_those_of_one_sequence_at_a_time(k
 @pytest.mark.parametrize("method", ["mtl_lora", "lora", "full_fine_tuning"])
 def test_generation_in_batches_is_generation_one_by_one(kind, method):
     model, collator = model_of(kind, method), collator_of(kind, evaluation="greedy")
-    rows = rows_of("echo", 7) + [{"task": "echo", "texts": ["x"], "label": "y"}]
+    rows = [*rows_of("echo", 7), {"task": "echo", "texts": ["x"], "label": "y"}]
     with torch.no_grad():
         together = generated_texts(model, "echo", rows, collator, batch_size=8)
         alone = [generated_texts(model, "echo", [row], collator, 1)[0] for row in rows]

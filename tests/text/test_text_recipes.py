@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers_runs import write_rows
-from helpers_text import save_decoder
 from transformers import LlamaConfig, Qwen3Config
 
+from helpers_runs import write_rows
+from helpers_text import save_decoder
 from tasklora.evaluation import read_predictions
 from tasklora.tasks import load_suite, read_about, shipped_templates
 from tasklora.training import count_recipe_parameters, load_recipe, train_recipe
@@ -56,7 +56,9 @@ LEADS = {
 
 def instruction_row(task: str, place: int) -> dict[str, str]:
     """Return a made-up row of a commonsense task."""
-    lead, names = LEADS.get(task, ("Please choose the correct answer to the question: the {}", [f"answer{n}" for n in range(1, 5)]))
+    lead, names = LEADS.get(
+        task, ("Please choose the correct answer to the question: the {}", [f"answer{n}" for n in range(1, 5)])
+    )
     texts = "" if task == "boolq" else "\n\n" + " ".join(f"{name.capitalize()}: thing {name[-1]}" for name in names)
     answer = names[place % len(names)]
     instruction = f"{lead.format(f'word {place}')}{texts}\n\nAnswer format: {'/'.join(names)}"
@@ -96,14 +98,22 @@ def test_a_recipe_states_the_parameters_that_its_architecture_gives(name, tmp_pa
     assert counts.total / 1e9 == pytest.approx(billions, abs=0.03)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if name in ("commonsense-llama2-7b", "commonsense-llama3.1-8b") else []
+        )
+        for name in CASES
+    ],
+)
 def test_a_recipe_trains_and_answers_offline_on_a_tiny_model_of_its_architecture(name, tmp_path):
     base = save_decoder(tmp_path / "base", CASES[name][0])
     glue = name.startswith("glue")
     data = (write_glue if glue else write_commonsense)(tmp_path / "data")
-    overrides = [f"model.name={base}", f"tasks.data_root={data}", "training.max_steps=2", "training.logging_steps=1"]
+    overrides = [f"model.name={base}", f"tasks.data_root={data}", "training.max_steps=1", "training.logging_steps=1"]
     if not glue:
-        overrides.append("tasks.limits={train: 6, tune: 2, test: 3}")
+        overrides += ["tasks.limits={train: 3, tune: 1, test: 2}", "model.max_new_tokens=4"]
     recipe = load_recipe(RECIPES / f"{name}.yaml", overrides)
     results, _ = train_recipe(recipe, tmp_path / "run", command="tasklora train")
     suite = load_suite("glue" if glue else "commonsense")
@@ -131,7 +141,7 @@ def test_the_commonsense_recipes_have_the_published_settings():
             assert (recipe.model.dtype, training.precision, training.scheduler) == ("bfloat16", "bfloat16", "linear")
             # The ids that the published code gives them.
             assert list(recipe.task_specs()) == (
-                "boolq piqa social_i_qa hellaswag winogrande ARC-Challenge ARC-Easy openbookqa".split()
+                ["boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Challenge", "ARC-Easy", "openbookqa"]
             )
 
 

@@ -111,9 +111,7 @@ def _by_text(
     spec, template = model.specs[task], collator.text.templates[task]
     form = TEXT_FORMS[spec.kind]
     texts = generated_texts(model, task, rows, collator, batch_size)
-    values = [
-        form.of_text(spec, template, collator.options(row), text) for row, text in zip(rows, texts, strict=True)
-    ]
+    values = [form.of_text(spec, template, collator.options(row), text) for row, text in zip(rows, texts, strict=True)]
     losses = _losses(model, rows, collator, batch_size) if rows and "label" in rows[0] else None
     return TextAnswers(values, None, losses, texts)
 

@@ -151,7 +151,11 @@ class ChoiceName(TextForm):
 
     def _made_fields(self, spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, str]:
         choices = row["texts"][1:]
-        return {"choices": "\n".join(f"{letter}. {choice}" for letter, choice in zip(_letters(choices), choices, strict=True))}
+        return {
+            "choices": "\n".join(
+                f"{letter}. {choice}" for letter, choice in zip(_letters(choices), choices, strict=True)
+            )
+        }
 
     def _names(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
         return _letters(row["texts"][1:])
@@ -262,7 +266,9 @@ def check_text_task(name: str, spec: TaskSpec, template: Template | None, evalua
     try:
         form.check(spec, template or form.default(spec))
     except ValueError as error:
-        raise ConfigError(f"task '{name}', its template: {error}. Give one under tasks.options.{name}.template.") from None
+        raise ConfigError(
+            f"task '{name}', its template: {error}. Give one under tasks.options.{name}.template."
+        ) from None
 
 
 def template_columns(specs: Mapping[str, TaskSpec], templates: Mapping[str, Template]) -> dict[str, list[str]]:
@@ -272,7 +278,9 @@ def template_columns(specs: Mapping[str, TaskSpec], templates: Mapping[str, Temp
 
 def _letters(choices: list[str]) -> list[str]:
     if len(choices) > len(string.ascii_uppercase):
-        raise WrongValueError(f"{len(choices)} choices are more than there are letters: name a column with their names.")
+        raise WrongValueError(
+            f"{len(choices)} choices are more than there are letters: name a column with their names."
+        )
     return list(string.ascii_uppercase[: len(choices)])
 
 

@@ -99,7 +99,12 @@ class TextToTextModel(nn.Module):
 
         # All that a model's own generation config could say otherwise is said here: nothing is sampled or penalised.
         greedy = GenerationConfig(
-            do_sample=False, num_beams=1, num_return_sequences=1, repetition_penalty=1.0, no_repeat_ngram_size=0, **options
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            **options,
         )
         encoder: Any = self.encoder
         with self._tasks(task_ids):

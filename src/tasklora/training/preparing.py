@@ -8,7 +8,16 @@ import torch
 from transformers import set_seed
 
 from tasklora.errors import ConfigError, listing
-from tasklora.tasks import BaseModel, SavedModel, TaskModel, TextToText, load_base, load_model, load_skeleton, training_method
+from tasklora.tasks import (
+    BaseModel,
+    SavedModel,
+    TaskModel,
+    TextToText,
+    load_base,
+    load_model,
+    load_skeleton,
+    training_method,
+)
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
 from tasklora.tuner import add_tasks, find_context, list_tasks, method_of

@@ -64,7 +64,10 @@ class ModelSection(Strict):
 
     @pydantic.model_validator(mode="after")
     def _check_view(self) -> ModelSection:
-        others = {"heads": ("evaluation", "max_new_tokens"), "text_to_text": ("pooling", "pair_encoding", "head_dropout")}
+        others = {
+            "heads": ("evaluation", "max_new_tokens"),
+            "text_to_text": ("pooling", "pair_encoding", "head_dropout"),
+        }
         for key in others[self.view]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} means nothing with `view: {self.view}`: leave it out, or take another view")
