@@ -94,7 +94,7 @@ def test_a_response_that_does_not_fit_is_an_error_that_says_so_before_training()
     collator = collator_of(max_length=20)
     rows = [row("echo", ["the lamp"], "lamp"), row("echo", ["the lamp"], "the lamp and the room " * 9)]
     collator.check_responses("echo", rows[:1])
-    with pytest.raises(DataError, match="leaves no room for its prompt: model.max_length is 20") as error:
+    with pytest.raises(DataError, match=r"leaves no room for its prompt: model\.max_length is 20") as error:
         collator.check_responses("echo", rows)
     assert "raise max_length" in str(error.value)
     with pytest.raises(DataError, match="leaves no room"):
@@ -204,7 +204,7 @@ def test_a_template_that_cannot_be_used_is_refused(given, what):
 def test_a_column_that_a_row_lacks_is_named():
     asks = Template(prompt="{instruction}", options="names")
     collator = collator_of(pick=asks)
-    with pytest.raises(ConfigError, match="its template reads names, which the row has not|reads instruction, names"):
+    with pytest.raises(ConfigError, match="its template reads instruction, names, which the row has not"):
         collator([ROWS[1]])
     whole = row("pick", ROWS[1]["texts"], 1.0, instruction="do it", names=["one", "two", "three"])
     assert said(collator, collator([whole])["targets"][0]) == "two"

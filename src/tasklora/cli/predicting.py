@@ -36,7 +36,7 @@ def check_is_text(texts: list[str], out: Path | None, raw: bool) -> None:
 def read_inputs(
     spec: TaskSpec, task: str, texts: list[str], file: Path | None, keep: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Return rows ``{"texts": […]}`` from the command line's texts or a file, with the columns of `keep` where it has them.
+    """Return rows ``{"texts": […]}`` from the command line's texts or a file; a file's with the columns of `keep`.
 
     On the command line: each text, or two by two for pairs; one question and its choices; one query and its documents;
     sentences, whose words are parted by spaces.

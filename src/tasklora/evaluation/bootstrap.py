@@ -75,7 +75,7 @@ def _one_by_one(compute: Callable[[Answers], float], answers: Answers, counts: C
 
 
 def _from_confusion(compute: Callable[[Array], Array]) -> Resampled:
-    """Return a metric of (resamples, label, prediction) counts; the last prediction may be none, of an unread answer."""
+    """Return a metric of (resamples, label, prediction) counts; the last prediction may be none at all."""
 
     def of_counts(answers: Answers, counts: Counts) -> Array:
         labels, unread = answers.labels, np.isnan(answers.predictions)

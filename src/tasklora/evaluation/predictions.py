@@ -33,9 +33,10 @@ class ScoredRows:
 
     Attributes:
         texts: the texts of each row: its inputs; then its choices or documents; or its words.
-        labels: (rows,) class ids, places of choices, values or texts; (rows, V) where a row has several, NaN where fewer.
-        values: predictions, of the shape of `labels`; NaN also for words that were cut off, and for generated texts that
-            name no option.
+        labels: (rows,) class ids, places of choices, values or texts; (rows, V) where a row has several, NaN where
+            fewer.
+        values: predictions, of the shape of `labels`; NaN also for words that were cut off, and for generated texts
+            that name no option.
         confidences: (rows,) probability of what is said (of several things, their mean); NaN where there is none.
         losses: (rows,).
         scores: what metrics on scores read, see :class:`~tasklora.tasks.Answers`; None where it was not kept.

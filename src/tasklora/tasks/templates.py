@@ -100,8 +100,8 @@ class Template(Strict):
     def _check(self) -> Template:
         if not self.prompt.strip() or self.prompt[-1] in " \t":
             raise ValueError(
-                "a prompt is some text that does not end with a space: tokenizers join a space to the word after it, so "
-                "let the response begin with it: ' {answer}'"
+                "a prompt is some text that does not end with a space: tokenizers join a space to the word after it, "
+                "so let the response begin with it: ' {answer}'"
             )
         fields_of(self.prompt)
         if fields_of(self.response) != [ANSWER]:

@@ -165,7 +165,7 @@ class TextToTextCollator:
         }
 
     def padded(self, tokens: Sequence[list[int]], left: bool = False) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, (N, L), padded on the right, or on the left to generate after."""
+        """Return ``input_ids`` and ``attention_mask``, (N, L), padded on the right, or on the left."""
         longest = max(map(len, tokens))
         ids = torch.full((len(tokens), longest), self.pad_token_id)
         mask = torch.zeros_like(ids)

@@ -51,8 +51,8 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         )
     if method.encoder == "frozen" and not recipe.view().trains_heads:
         raise ConfigError(
-            f"method '{method.name}' trains heads alone, and model.view: {recipe.model.view} has none: nothing would be "
-            "trained. Take an adapter."
+            f"method '{method.name}' trains heads alone, and model.view: {recipe.model.view} has none: nothing would "
+            "be trained. Take an adapter."
         )
     if recipe.extends is not None:
         return extend(recipe)
