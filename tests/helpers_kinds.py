@@ -1,4 +1,4 @@
-"""A tiny project with one task of every kind that has a head, learnable by a word or two, and random answers for metrics.
+"""A tiny project with a task of every kind that has a head, learnable by a word or two, and random answers for metrics.
 
 ``CASES`` has a row for every one; what is tested of kinds is tested of all of them. ``text_answers`` has texts.
 """

@@ -171,3 +171,23 @@ def test_a_models_own_generation_config_does_not_change_what_is_said():
     config = model.encoder.get_base_model().generation_config
     config.update(do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=5.0, num_return_sequences=2)
     assert generated_texts(model, "echo", [row], collator, 1) == before
+
+
+def test_a_decoder_learns_to_answer_and_to_stop():
+    """All weights of a random LLaMA, on four rows: what is generated afterwards is the response and no more."""
+    model, collator = model_of(method="full_fine_tuning"), collator_of(evaluation="greedy")
+    pairs = {"the lamp": "a lamp", "the film": "good", "the cake": "no cake at", "the walk": "warm"}
+    rows = [{"task": "echo", "texts": [text], "label": label} for text, label in pairs.items()]
+    batch = collator(rows)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.train()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(**batch).losses.sum() / batch["response_tokens"].sum()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.05
+    said = predict_rows(model, "echo", rows, collator)
+    assert said.texts == [f" {label}" for label in pairs.values()]
+    assert said.values.tolist() == list(pairs.values())
+    assert max(len(collator.asked(row).responses[0]) for row in rows) < collator.text.max_new_tokens  # it could go on

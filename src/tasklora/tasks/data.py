@@ -104,8 +104,8 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         """Return a short digest of the rows: their texts and labels, in order."""
         texts = self.labels.dtype == object
         digest = hashlib.sha256(repr(self.labels.tolist()).encode() if texts else self.labels.tobytes())
-        for column in self.keep:
-            digest.update(repr(self.rows[column][:]).encode())
+        for kept in self.keep:
+            digest.update(repr(self.rows[kept][:]).encode())
         for column in itertools.zip_longest(*self.texts()):
             for text in column:  # a row that has fewer texts than others has something here that is no text
                 digest.update(b"\xff" if text is None else text.encode() + b"\0")

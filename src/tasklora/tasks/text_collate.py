@@ -87,7 +87,8 @@ class TextToTextCollator:
     def options(self, row: Mapping[str, Any]) -> list[str]:
         """Return the names of a row's options; see :class:`~tasklora.tasks.text_forms.TextForm`."""
         spec, template = self.specs[row["task"]], self.text.templates[row["task"]]
-        return self._of_row(row, TEXT_FORMS[spec.kind].options, spec, template)
+        options: list[str] = self._of_row(row, TEXT_FORMS[spec.kind].options, spec, template)
+        return options
 
     def asked(self, row: Mapping[str, Any], answers: Sequence[str] | None = None) -> Asked:
         """Return a row's prompt and responses in tokens.
