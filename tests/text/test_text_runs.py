@@ -11,14 +11,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from helpers_runs import AtStep, assert_same_state, log_of, randomise, trained_state, use_method
+from helpers_runs import AtStep, assert_same_state, log_of, randomise, trained_state
 from helpers_text import SUITE
 from tasklora.errors import ConfigError, DataError, InterruptedRun
-from tasklora.evaluation import ScoredRows, predict_rows, read_predictions, score_tasks
+from tasklora.evaluation import ScoredRows, predict_rows, read_predictions
 from tasklora.export import export_task, export_task_merged
 from tasklora.report import examples
 from tasklora.tasks import METRICS, Answers, TaskRows, load_model, read_about, save_model
-from tasklora.training import RunDirectory, load_recipe_data, prepare, train_recipe
+from tasklora.training import RunDirectory, prepare, train_recipe
 from tasklora.training.run import training_arguments
 from tasklora.training.workloads import workload_of
 

@@ -48,7 +48,8 @@ class TextToTextModel(nn.Module):
         self.specs = dict(specs)
         self.heads = nn.ModuleDict()
         self._has_task_adapter = find_context(encoder) is not None
-        base: Any = encoder.get_base_model() if hasattr(encoder, "get_base_model") else encoder
+        wrapped: Any = encoder
+        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
         self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters
 
     @property

@@ -72,8 +72,8 @@ def _check_trained(table: Table, rule: Rule) -> None:
     if rule.kind == "generation":
         raise UnsupportedError(
             f"{table.place} has texts to generate: it needs a decoder, and `tasklora init` writes recipes for "
-            "encoders. Write one with model.view: text_to_text (docs/decoders.md); or, if a column holds classes or numbers to "
-            f"predict, name it: {table.option('label', 'COLUMN')}."
+            "encoders. Write one with model.view: text_to_text (docs/decoders.md); or, if a column holds classes or "
+            f"numbers to predict, name it: {table.option('label', 'COLUMN')}."
         )
     if rule.kind not in trained_kinds():
         raise UnsupportedError(
