@@ -1,6 +1,6 @@
-"""A tiny project with one task of every kind, learnable by a word or two, and random answers for metrics.
+"""A tiny project with a task of every kind that has a head, learnable by a word or two, and random answers for metrics.
 
-``CASES`` has a row for every kind; what is tested of kinds is tested of all of them.
+``CASES`` has a row for every one; what is tested of kinds is tested of all of them. ``text_answers`` has texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from helpers_runs import BAD, FILLERS, GOOD, HEAT, THINGS, Project, save_base, words, write_rows
-from tasklora.tasks import KINDS, METRICS, Answers, TaskSpec
+from tasklora.tasks import HEADS, METRICS, Answers, TaskSpec
 
 TRAITS = ["nice", "hot", "yes"]
 TAGS = ["O", "B-THING", "I-THING", "B-HEAT"]
@@ -131,6 +131,12 @@ def _rank_answers(generator: np.random.Generator, rows: int) -> Answers:
     return Answers(labels, np.where(np.isnan(labels), np.nan, generator.integers(0, 9, (rows, 12)) / 3))
 
 
+def text_answers(generator: np.random.Generator, rows: int) -> Answers:
+    """Return labels and predictions of generation."""
+    words_of = np.array(["the good film", "film", "a bad book", "", "good good"], dtype=object)
+    return Answers(words_of[generator.integers(0, 3, rows)], words_of[generator.integers(0, 5, rows)])
+
+
 def _task(kind: str, inputs: list[str], **settings: Any) -> dict[str, Any]:
     """Return a task with all metrics that it can have."""
     classes = len(settings.get("labels", []))
@@ -217,7 +223,7 @@ def spec_of(kind: str, **changes: Any) -> TaskSpec:
 
 @functools.cache
 def _kinds_project(root: Path) -> Project:
-    assert set(CASES) == set(KINDS), "a kind has no case: add it to CASES"
+    assert set(CASES) == set(HEADS), "a kind has no case: add it to CASES"
     base, data = save_base(root / "base"), root / "data"
     for place, (kind, case) in enumerate(CASES.items()):
         for split, count in {"train": 40, "tune": 12, "validation": 16}.items():

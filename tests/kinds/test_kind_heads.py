@@ -8,7 +8,7 @@ import torch
 
 from helpers_kinds import CASES, every_kind, spec_of
 from helpers_runs import tiny_tokenizer
-from tasklora.tasks import KINDS, MultiTaskCollator, TaskRows, TaskSpec, head_of, split_by_task
+from tasklora.tasks import HEADS, MultiTaskCollator, TaskRows, TaskSpec, head_of, split_by_task
 from tasklora.tasks import model as model_module
 from tasklora.tasks.data import arranged
 
@@ -48,7 +48,7 @@ def by_row(model, batch):
 def test_a_mixed_batch_of_all_kinds_equals_its_rows_one_by_one(kinds, loaded, pooling, encoding):
     prepared = kinds.prepare(f"model.pooling={pooling}", f"model.pair_encoding={encoding}")
     rows = mixed_rows(loaded)
-    assert {row["task"] for row in rows} == set(KINDS)
+    assert {row["task"] for row in rows} == set(HEADS)
     losses, said = by_row(prepared.model, batch_of(prepared, rows))
     assert losses.isfinite().all()
     for place, row in enumerate(rows):
@@ -83,7 +83,7 @@ def test_a_mixed_batch_splits_into_one_for_each_task(kinds, loaded, encoding):
     prepared = kinds.prepare(f"model.pair_encoding={encoding}")
     batch = batch_of(prepared, mixed_rows(loaded))
     losses, parts = prepared.model(**batch).losses, split_by_task(batch)
-    assert [part["task_ids"].unique().tolist() for part in parts] == [[task_id] for task_id in range(len(KINDS))]
+    assert [part["task_ids"].unique().tolist() for part in parts] == [[task_id] for task_id in range(len(HEADS))]
     assert sum(len(part["input_ids"]) for part in parts) == len(batch["input_ids"])
     assert sum(len(part["word_places"]) for part in parts) == len(batch["word_places"])
     for part in parts:

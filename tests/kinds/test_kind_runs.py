@@ -95,7 +95,7 @@ def test_methods_are_compared(compared, kind):
 def test_the_report_is_one_page(compared):
     page = render(load_source([compared]))
     assert re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page) == []
-    assert all(kind in page for kind in KINDS)
+    assert all(kind in page for kind in CASES)
 
 
 @every_kind

@@ -390,7 +390,7 @@ def test_multi_label(any_kind):
     ],
 )
 def test_texts_to_generate_are_recognised_and_refused(columns):
-    with pytest.raises(UnsupportedError, match=r"texts to generate.*\(docs/integrations.md.*--label COLUMN"):
+    with pytest.raises(UnsupportedError, match=r"texts to generate.*\(docs/decoders.md.*--label COLUMN"):
         guess(columns)
 
 

@@ -259,7 +259,7 @@ def predict(
     spec = about.spec_of(task)
     if said := origin(run, saved_directory(run, task)):
         Console(stderr=True).print(f"{task}: {said}", highlight=False)
-    rows = read_inputs(spec, task, inputs or [], file)
+    rows = read_inputs(spec, task, inputs or [], file, about.columns().get(task, ()))
     records = prediction_records(model, about, base, task, rows)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if output is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasklora.errors import ConfigError, DataError
 from tasklora.evaluation import predict_rows
-from tasklora.tasks import KINDS, BaseModel, MultiTaskModel, SavedModel, TaskSpec
+from tasklora.tasks import KINDS, BaseModel, SavedModel, TaskModel, TaskSpec
 from tasklora.tasks.formats import FORMATS
 from tasklora.tasks.kinds import WrongValueError, require_columns
+from tasklora.tasks.ragged import is_missing
 from tasklora.tasks.sources import FILE_FORMATS, read_table
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
@@ -31,8 +33,10 @@ def check_is_text(texts: list[str], out: Path | None, raw: bool) -> None:
         raise DataError(f"{images[0]} is an image, but this run reads texts. Give texts, or a run on images.")
 
 
-def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) -> list[dict[str, Any]]:
-    """Return rows ``{"texts": […]}`` from the command line's texts or a file.
+def read_inputs(
+    spec: TaskSpec, task: str, texts: list[str], file: Path | None, keep: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return rows ``{"texts": […]}`` from the command line's texts or a file; a file's with the columns of `keep`.
 
     On the command line: each text, or two by two for pairs; one question and its choices; one query and its documents;
     sentences, whose words are parted by spaces.
@@ -53,7 +57,7 @@ def read_inputs(spec: TaskSpec, task: str, texts: list[str], file: Path | None) 
             raise DataError(f"task '{task}' reads pairs: give a .jsonl or .csv with columns {', '.join(spec.inputs)}.")
         rows = [{"texts": kind.from_line(line)} for line in _text_of(file).splitlines() if line.strip()]
     else:
-        rows = _from_table(spec, file)
+        rows = _from_table(spec, file, keep)
     if not rows:
         raise DataError(f"{file} holds no rows.")
     return rows
@@ -66,26 +70,28 @@ def _text_of(file: Path) -> str:
         raise DataError(f"cannot read {file}: it is not UTF-8 ({error.reason}).") from None
 
 
-def _from_table(spec: TaskSpec, file: Path) -> list[dict[str, Any]]:
+def _from_table(spec: TaskSpec, file: Path, keep: Sequence[str]) -> list[dict[str, Any]]:
     if file.suffix not in FILE_FORMATS:
         raise DataError(f"cannot read {file.name}: use one of .txt, {', '.join(FILE_FORMATS)}.")
     kind, table = KINDS[spec.kind], read_table(file)
     columns = kind.text_columns(spec)
-    if spec.format is not None and not set(columns) <= set(table.column_names):
+    if spec.format is not None and not {*columns, *keep} <= set(table.column_names):
         table = FORMATS[spec.format](table, str(file))
-    require_columns(table, columns, str(file))
+    require_columns(table, [*columns, *keep], str(file))
     table = kind.arranged(spec, table, str(file), labelled=False)
+    kept = {name: table[name][:] for name in keep}
     rows = []
     for index, values in enumerate(zip(*(table[column] for column in columns), strict=True)):
         try:
-            rows.append({"texts": kind.texts(spec, values)})
+            row: dict[str, Any] = {"texts": kind.texts(spec, values)}
+            rows.append({**row, "columns": {name: kept[name][index] for name in kept}} if keep else row)
         except WrongValueError as error:
             raise DataError(f"{file}, row {index}: {error}") from None
     return rows
 
 
 def prediction_records(
-    model: MultiTaskModel, about: SavedModel, base: BaseModel, task: str, rows: list[dict[str, Any]]
+    model: TaskModel, about: SavedModel, base: BaseModel, task: str, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return, for each row, its texts and the prediction, with its probability where one answer is said."""
     prediction = predict_rows(model, task, rows, about.collator(base.tokenizer))
@@ -94,7 +100,10 @@ def prediction_records(
     records = []
     for index, row in enumerate(rows):
         record = kind.input_record(spec, row["texts"])
-        record["prediction"] = kind.answer(spec, row["texts"], prediction.values[index])
+        value = prediction.values[index]
+        record["prediction"] = None if is_missing(value) else kind.answer(spec, row["texts"], value)
+        if prediction.texts is not None and record["prediction"] != prediction.texts[index].strip():
+            record["generated"] = prediction.texts[index]
         if prediction.probabilities is not None:
             probability = kind.confidence(prediction.probabilities[index])
             record["probability"] = None if math.isnan(probability) else round(probability, 4)

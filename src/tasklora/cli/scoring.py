@@ -53,5 +53,5 @@ def score_saved(
             "run's directory."
         )
     model, about, base = load_saved(run, trust_remote_code)
-    rows = load_tasks(about.tasks, [split], data_root).split(split)
+    rows = load_tasks(about.tasks, [split], data_root, keep=about.columns()).split(split)
     return score_tasks(model, rows, about.collator(base.tokenizer), progress=lambda task: said(f"scoring {task}"))

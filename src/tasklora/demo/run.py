@@ -16,7 +16,7 @@ from tasklora.demo.comparing import DEMO, compare_for_demo
 from tasklora.errors import ConfigError, TaskLoraError
 from tasklora.evaluation import predict_rows
 from tasklora.export import export_task
-from tasklora.tasks import MINILM, BaseModel, MultiTaskModel, SavedModel, load_model, packaged_minilm
+from tasklora.tasks import MINILM, BaseModel, SavedModel, TaskModel, load_model, packaged_minilm
 from tasklora.training import load_recipe
 
 EXPORTED_TASK = "question_type"
@@ -84,7 +84,7 @@ def run_demo(console: Console, output: Path, overwrite: bool = False, overrides:
     )
 
 
-def _sentences(model: MultiTaskModel, collator: Any) -> Table:
+def _sentences(model: TaskModel, collator: Any) -> Table:
     table = Table(title="a few sentences that are in no data file", title_justify="left")
     for column in ("task", "input", "expected", "prediction"):
         table.add_column(column, overflow="fold")
@@ -103,9 +103,7 @@ def _sentences(model: MultiTaskModel, collator: Any) -> Table:
     return table
 
 
-def _prove_export(
-    console: Console, loaded: tuple[MultiTaskModel, SavedModel, BaseModel], run: Path, weights: Path
-) -> None:
+def _prove_export(console: Console, loaded: tuple[TaskModel, SavedModel, BaseModel], run: Path, weights: Path) -> None:
     """Export one task, then let a process that never imports tasklora predict with it, and compare."""
     target = run / "exported" / EXPORTED_TASK
     model, about, base = loaded

@@ -75,14 +75,16 @@ def _one_by_one(compute: Callable[[Answers], float], answers: Answers, counts: C
 
 
 def _from_confusion(compute: Callable[[Array], Array]) -> Resampled:
-    """Return a metric of (resamples, label, prediction) counts."""
+    """Return a metric of (resamples, label, prediction) counts; the last prediction may be none at all."""
 
     def of_counts(answers: Answers, counts: Counts) -> Array:
-        labels, predictions = answers.labels, answers.predictions
-        classes = int(max(labels.max(), predictions.max())) + 1
-        cells = np.zeros((len(labels), classes * classes))
-        cells[np.arange(len(labels)), (labels * classes + predictions).astype(int)] = 1.0
-        return compute((counts @ cells).reshape(-1, classes, classes))
+        labels, unread = answers.labels, np.isnan(answers.predictions)
+        classes = int(max(labels.max(), answers.predictions[~unread].max(initial=0.0))) + 1
+        width = classes + int(unread.any())
+        predictions = np.where(unread, classes, answers.predictions)
+        cells = np.zeros((len(labels), classes * width))
+        cells[np.arange(len(labels)), (labels * width + predictions).astype(int)] = 1.0
+        return compute((counts @ cells).reshape(-1, classes, width))
 
     return of_counts
 
@@ -95,7 +97,7 @@ def _accuracy(confusion: Array) -> Array:
 def _mcc(confusion: Array) -> Array:
     """Gorodkin's R_K; 0 where one side is constant, as scikit-learn has it."""
     rows, true, said = confusion.sum(axis=(1, 2)), confusion.sum(axis=2), confusion.sum(axis=1)
-    covariance = confusion.trace(axis1=1, axis2=2) * rows - (true * said).sum(axis=1)
+    covariance = confusion.trace(axis1=1, axis2=2) * rows - (true * said[:, : true.shape[1]]).sum(axis=1)
     spread = np.sqrt((rows**2 - (true**2).sum(axis=1)) * (rows**2 - (said**2).sum(axis=1)))
     return np.where(spread > 0, covariance / spread, 0.0)
 
@@ -103,7 +105,7 @@ def _mcc(confusion: Array) -> Array:
 def _f1_by_class(confusion: Array) -> Array:
     """F1 of each class (resamples, classes); NaN for a class that neither side has."""
     right = np.diagonal(confusion, axis1=1, axis2=2)
-    f1: Array = 2 * right / (confusion.sum(axis=2) + confusion.sum(axis=1))
+    f1: Array = 2 * right / (confusion.sum(axis=2) + confusion.sum(axis=1)[:, : confusion.shape[1]])
     return f1
 
 

@@ -31,7 +31,7 @@ from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation.diagnostics import DIGITS, MAX_COMPARED_TASKS, layer_name, plain_numbers
 from tasklora.evaluation.runner import parameter_group
 from tasklora.evaluation.subspaces import cosines_of, pairs_of
-from tasklora.tasks import MultiTaskModel, Strict, TaskRows, parse, write_text_whole
+from tasklora.tasks import Strict, TaskModel, TaskRows, parse, write_text_whole
 
 GRADIENT_COSINES_FILE = "gradient_cosines.jsonl"
 
@@ -100,7 +100,7 @@ def check_measurable(model: nn.Module, tasks: Sequence[str]) -> None:
 
 
 def measure_gradients(
-    model: MultiTaskModel,
+    model: TaskModel,
     rows: Mapping[str, TaskRows],
     collator: Callable[[list[dict[str, Any]]], Batch],
     *,

@@ -21,7 +21,7 @@ from tasklora.evaluation.bootstrap import Counts, resampled_metric
 from tasklora.evaluation.dense import ScoredImages
 from tasklora.evaluation.runner import Prediction
 from tasklora.tasks import METRICS, Answers, TaskRows, TaskSpec, write_text_whole
-from tasklora.tasks.ragged import count, fitted, padded, unpadded
+from tasklora.tasks.ragged import count, fitted, padded, same, unpadded
 
 PREDICTIONS_FILE = "predictions.jsonl"
 
@@ -32,8 +32,10 @@ class ScoredRows:
 
     Attributes:
         texts: the texts of each row: its inputs; then its choices or documents; or its words.
-        labels: (rows,) class ids, places of choices or values; (rows, V) where a row has several, NaN where fewer.
-        values: predictions, of the shape of `labels`; NaN also for words that were cut off.
+        labels: (rows,) class ids, places of choices, values or texts; (rows, V) where a row has several, NaN where
+            fewer.
+        values: predictions, of the shape of `labels`; NaN also for words that were cut off, and for generated texts
+            that name no option.
         confidences: (rows,) probability of what is said (of several things, their mean); NaN where there is none.
         losses: (rows,).
         scores: what metrics on scores read, see :class:`~tasklora.tasks.Answers`; None where it was not kept.
@@ -52,7 +54,7 @@ class ScoredRows:
     def same_rows(self, other: Any) -> bool:
         """Return whether another run was scored on the same rows."""
         same_texts = isinstance(other, ScoredRows) and self.texts == other.texts
-        return same_texts and np.array_equal(self.labels, other.labels, equal_nan=True)
+        return same_texts and same(self.labels, other.labels)
 
     def drawn_as(self, task: str) -> str:
         """Return a name of what is resampled: every task has rows of its own."""
@@ -103,7 +105,8 @@ def write_predictions(path: Path, rows: Mapping[str, TaskRows], predictions: Map
     """Write one line per row: task, texts, label, prediction, confidence (null where there is none), loss.
 
     Label and prediction are lists where a row has several, with null for a word that was cut off. Where metrics read
-    more than the prediction, `scores` has it: the probability of class 1 of two, or of each of several labels.
+    more than the prediction, `scores` has it: the probability of class 1 of two, or of each of several labels. Where an
+    answer was generated, `generated` is its text; a prediction is null where that names no option.
     """
     lines = []
     for task, prediction in predictions.items():
@@ -122,6 +125,8 @@ def write_predictions(path: Path, rows: Mapping[str, TaskRows], predictions: Map
             }
             if answers.scores is not None:
                 record["scores"] = np.round(answers.scores[place], 9).tolist()
+            if prediction.texts is not None:
+                record["generated"] = prediction.texts[place]
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_text_whole(path, "".join(lines))
 

@@ -12,7 +12,20 @@ import torch
 from torch import nn
 
 from tasklora.evaluation.results import ParameterCounts, SplitScores, TaskScore
-from tasklora.tasks import KINDS, METRICS, Answers, MultiTaskCollator, MultiTaskModel, TaskRows, compute_metrics
+from tasklora.evaluation.text_answers import answer_rows
+from tasklora.tasks import (
+    KINDS,
+    METRICS,
+    Answers,
+    Collator,
+    MultiTaskCollator,
+    MultiTaskModel,
+    TaskModel,
+    TaskRows,
+    TextToTextCollator,
+    TextToTextModel,
+    compute_metrics,
+)
 from tasklora.tasks.ragged import Array, fitted, padded
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
@@ -23,15 +36,17 @@ class Prediction:
     """Predictions for the rows of one task, in their order.
 
     Attributes:
-        values: (rows,) class ids, places of choices or values; (rows, W) for each class, word or document, NaN where a
-            row has fewer, or a word was cut off.
+        values: (rows,) class ids, places of choices, values or texts; (rows, W) for each class, word or document, NaN
+            where a row has fewer, or a word was cut off, or where a generated text names no option.
         probabilities: (rows, classes), (rows, choices) or (rows, words); None where the kind has none.
-        losses: (rows,) or None without labels.
+        losses: (rows,) or None without labels; of text-to-text models, means over a row's response tokens.
+        texts: what was generated of each row; None where nothing was.
     """
 
     values: Array
     probabilities: Array | None
     losses: Array | None
+    texts: list[str] | None = None
 
     def answers(self, rows: TaskRows) -> Answers:
         """Return what metrics are computed of."""
@@ -40,10 +55,10 @@ class Prediction:
 
 
 def predict_rows(
-    model: MultiTaskModel,
+    model: TaskModel,
     task: str,
     rows: Sequence[Mapping[str, Any]],
-    collator: MultiTaskCollator,
+    collator: Collator,
     batch_size: int = 64,
 ) -> Prediction:
     """Predict rows of one task.
@@ -56,6 +71,34 @@ def predict_rows(
         batch_size: rows per batch, a row of several choices or documents counting as often; rows of similar length go
             together.
     """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return _PREDICT[type(model)](model, task, rows, collator, batch_size)
+    finally:
+        model.train(was_training)
+
+
+def _predict_texts(
+    model: TextToTextModel,
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    collator: TextToTextCollator,
+    batch_size: int,
+) -> Prediction:
+    said = answer_rows(model, task, rows, collator, batch_size)
+    probabilities = None if said.probabilities is None else padded(said.probabilities)
+    return Prediction(padded(said.values), probabilities, said.losses, said.texts)
+
+
+def _predict_heads(
+    model: MultiTaskModel,
+    task: str,
+    rows: Sequence[Mapping[str, Any]],
+    collator: MultiTaskCollator,
+    batch_size: int,
+) -> Prediction:
     device = next(model.parameters()).device
     head: Any = model.heads[task]
     kind = KINDS[model.specs[task].kind]
@@ -64,30 +107,27 @@ def predict_rows(
     probabilities: list[Any] = [None] * len(rows)
     losses = np.empty(len(rows))
     has_labels = bool(rows) and "label" in rows[0]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for chunk in _chunks(order, [kind.sequences(row["texts"]) for row in rows], batch_size):
-                batch = collator([{**rows[index], "task": task} for index in chunk])
-                output = model(**{key: value.to(device) for key, value in batch.items()})
-                (logits,) = output.logits.values()
-                _spread(values, chunk, head.predict(logits))
-                _spread(probabilities, chunk, head.probabilities(logits))
-                if has_labels:
-                    losses[chunk] = output.losses.cpu().double().numpy()
-    finally:
-        model.train(was_training)
+    for chunk in _chunks(order, [kind.sequences(row["texts"]) for row in rows], batch_size):
+        batch = collator([{**rows[index], "task": task} for index in chunk])
+        output = model(**{key: value.to(device) for key, value in batch.items()})
+        (logits,) = output.logits.values()
+        _spread(values, chunk, head.predict(logits))
+        _spread(probabilities, chunk, head.probabilities(logits))
+        if has_labels:
+            losses[chunk] = output.losses.cpu().double().numpy()
     has_probabilities = bool(rows) and probabilities[0] is not None
     return Prediction(
         padded(values), padded(probabilities) if has_probabilities else None, losses if has_labels else None
     )
 
 
+_PREDICT: dict[type, Callable[..., Prediction]] = {MultiTaskModel: _predict_heads, TextToTextModel: _predict_texts}
+
+
 def predict_tasks(
-    model: MultiTaskModel,
+    model: TaskModel,
     rows: Mapping[str, TaskRows],
-    collator: MultiTaskCollator,
+    collator: Collator,
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Prediction]:
@@ -128,9 +168,9 @@ def scores_of(rows: Mapping[str, TaskRows], predictions: Mapping[str, Prediction
 
 
 def score_tasks(
-    model: MultiTaskModel,
+    model: TaskModel,
     rows: Mapping[str, TaskRows],
-    collator: MultiTaskCollator,
+    collator: Collator,
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> SplitScores:

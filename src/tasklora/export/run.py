@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from tasklora.errors import UnsupportedError
 from tasklora.export.adapted import exportable_adapter, method_facts
 from tasklora.export.files import HEAD_FILE, check_output, dtype_name, filling, write_manifest, write_tensors
 from tasklora.export.lora import Beside, export_lora, export_shared_lora
-from tasklora.tasks import KINDS, MultiTaskModel, SavedModel
+from tasklora.tasks import KINDS, SavedModel, TaskModel
 from tasklora.tuner import find_context, merge_task
 
 
 def export_task(
-    model: MultiTaskModel,
+    model: TaskModel,
     about: SavedModel,
     task: str,
     directory: str | Path,
@@ -51,14 +51,14 @@ def export_task(
     about.spec_of(task)
     _check_adapter(about)
     options: dict[str, Any] = {"rank": rank, "dtype": dtype, "overwrite": overwrite}
-    beside = Beside(model.heads[task].state_dict(), _facts(about, task))
+    beside = Beside(_head(model, task), _facts(about, task))
     if find_context(model.encoder) is None:  # PEFT's own LoRA, shared by all tasks
         return export_shared_lora(model.encoder, directory, beside=beside, **options)  # type: ignore[arg-type]
     return export_lora(model.encoder, task, directory, beside=beside, **options)
 
 
 def export_task_merged(
-    model: MultiTaskModel,
+    model: TaskModel,
     about: SavedModel,
     task: str,
     directory: str | Path,
@@ -104,7 +104,8 @@ def export_task_merged(
     with filling(path) as folder:
         merged.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
-        write_tensors(folder / HEAD_FILE, model.heads[task].state_dict())
+        if head := _head(model, task):
+            write_tensors(folder / HEAD_FILE, head)
         dtype = dtype_name(next(merged.parameters()).dtype)
         write_manifest(folder, {"kind": "merged", **method, "dtype": dtype, **_facts(about, task)})
     return path
@@ -118,12 +119,28 @@ def _check_adapter(about: SavedModel) -> None:
         )
 
 
+def _head(model: TaskModel, task: str) -> dict[str, Tensor]:
+    """Return a task's head; nothing of a text-to-text model."""
+    return dict(model.heads[task].state_dict()) if task in model.heads else {}
+
+
 def _facts(about: SavedModel, task: str) -> dict[str, Any]:
-    """Return what a trained model's manifest says of its task, base and head."""
-    return {
+    """Return what a trained model's manifest says of its task, base and head, or of the template it is asked with."""
+    facts = {
         "tasks": list(about.tasks),
         "task": task,
         "base": {"name": about.base, "revision": about.revision, "fingerprint": about.fingerprint},
+    }
+    if about.text_to_text is not None:
+        asked = {
+            "template": about.text_to_text.templates[task].model_dump(mode="json"),
+            "evaluation": about.text_to_text.evaluation,
+            "max_length": about.max_length,
+            "task": about.tasks[task].model_dump(mode="json"),
+        }
+        return {**facts, "text_to_text": asked}
+    return {
+        **facts,
         "head": {
             "file": HEAD_FILE,
             "reads": "[u, v, |u - v|, u * v]" if _is_separate(about, task) else KINDS[about.tasks[task].kind].reads,

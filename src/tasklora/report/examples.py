@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tasklora.evaluation import ScoredRows
 from tasklora.tasks import KINDS, TaskSpec
+from tasklora.tasks.ragged import is_missing
 
 PER_TASK = 5
 LONGEST = 320
@@ -77,10 +79,19 @@ def _example(spec: TaskSpec, rows: ScoredRows, place: int, error: float, others:
     return Example(
         texts={name: _cut(_joined(value)) for name, value in kind.input_record(spec, texts).items()},
         label=kind.shown(spec, texts, rows.labels[place]),
-        prediction=kind.shown(spec, texts, rows.values[place]),
-        certainty=f"{rows.confidences[place]:.0%} sure" if kind.all_or_nothing else kind.error_shown(error),
-        others={title: kind.shown(spec, texts, other.values[place]) for title, other in others.items()},
+        prediction=_said(spec, texts, rows.values[place]),
+        certainty=_certainty(spec, rows.confidences[place], error),
+        others={title: _said(spec, texts, other.values[place]) for title, other in others.items()},
     )
+
+
+def _said(spec: TaskSpec, texts: list[str], value: Any) -> str:
+    return "no option" if is_missing(value) else KINDS[spec.kind].shown(spec, texts, value)
+
+
+def _certainty(spec: TaskSpec, confidence: float, error: float) -> str:
+    kind = KINDS[spec.kind]
+    return f"{confidence:.0%} sure" if kind.all_or_nothing and not np.isnan(confidence) else kind.error_shown(error)
 
 
 def _joined(value: str | list[str]) -> str:

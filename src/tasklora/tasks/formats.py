@@ -22,8 +22,8 @@ def instruction_options(rows: datasets.Dataset, where: str) -> datasets.Dataset:
     An instruction there is ``LEAD: QUESTION`` and an empty line, the choices ``Name1: … Name2: …``, and
     ``Answer format: name1/name2``; `answer` is one of these names. A question to be answered by words that have no
     texts of their own (``Answer format: true/false``) has these words as choices. The columns `question`, `choices` (a
-    list of texts) and `label` (the place of the answer, from 0) are added; the others stay, for who wants the
-    instruction itself and the output to it.
+    list of texts), `names` (what the choices are called) and `label` (the place of the answer, from 0) are added; the
+    others stay, for who wants the instruction itself and the output to it.
 
     Source: Hu et al., "LLM-Adapters" (EMNLP 2023), github.com/AGI-Edgerunners/LLM-Adapters, folder ``dataset``.
 
@@ -41,7 +41,7 @@ def instruction_options(rows: datasets.Dataset, where: str) -> datasets.Dataset:
             parsed.append(parse_instruction(row["instruction"], row["output"], row["answer"]))
         except WrongValueError as error:
             raise DataError(f"{where}, row {index}: {error}") from None
-    columns = ("question", "choices", "label")
+    columns = ("question", "choices", "names", "label")
     kept = rows.remove_columns([column for column in columns if column in rows.column_names])
     for column in columns:
         kept = kept.add_column(column, [row[column] for row in parsed])
@@ -49,7 +49,7 @@ def instruction_options(rows: datasets.Dataset, where: str) -> datasets.Dataset:
 
 
 def parse_instruction(instruction: Any, output: Any, answer: Any) -> dict[str, Any]:
-    """Return question, choices and label of one row; see :func:`instruction_options`.
+    """Return question, choices, their names and label of one row; see :func:`instruction_options`.
 
     Raises:
         WrongValueError: if it is not of the format.
@@ -70,7 +70,7 @@ def parse_instruction(instruction: Any, output: Any, answer: Any) -> dict[str, A
         question, choices = _numbered(question, names)
     if len(names) < 2 or not question.strip() or not all(choices):
         raise WrongValueError(f"the instruction {instruction!r} has no question, fewer than two choices or empty ones.")
-    return {"question": question.strip(), "choices": choices, "label": names.index(answer)}
+    return {"question": question.strip(), "choices": choices, "names": names, "label": names.index(answer)}
 
 
 def _numbered(body: str, names: list[str]) -> tuple[str, list[str]]:

@@ -63,13 +63,16 @@ class TrainingMethod:
         """Raise ConfigError if an option is not one of the method's; the nearest valid one is named."""
         check_options(self.name, self.options, options)
 
-    def adapt(self, base: nn.Module, tasks: list[str], options: dict[str, Any]) -> nn.Module:
+    def adapt(
+        self, base: nn.Module, tasks: list[str], options: dict[str, Any], task_type: str | None = None
+    ) -> nn.Module:
         """Return the encoder that is trained, made of `base`, which it takes over.
 
         Args:
             base: the encoder.
             tasks: task names in the order of their ids.
             options: the method's options; all linear layers but a pooler's are adapted unless they say otherwise.
+            task_type: PEFT's word for what the base is; None for a bare encoder.
 
         Raises:
             ConfigError: if an option is unknown or cannot be used on this base.
@@ -81,7 +84,7 @@ class TrainingMethod:
             if isinstance(pooler, nn.Module):
                 pooler.requires_grad_(False)  # the heads pool token vectors themselves
             return base
-        options = {"target_modules": "all-linear", **options}
+        options = {"target_modules": "all-linear", **({"task_type": task_type} if task_type else {}), **options}
         if isinstance(getattr(getattr(base, "pooler", None), "dense", None), nn.Linear):
             # As above: an adapted pooler would train nothing and cost parameters.
             options.setdefault("exclude_modules", ["pooler.dense"])

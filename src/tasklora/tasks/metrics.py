@@ -10,6 +10,7 @@ import numpy as np
 
 from tasklora.tasks.ragged import Array
 from tasklora.tasks.row_metrics import MRR, NDCG, NDCG_AT_10, SPAN_F1, TOKEN_ACCURACY, Answers
+from tasklora.tasks.text_metrics import EXACT_MATCH, ROUGE_L, WORD_F1
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def _accuracy(answers: Answers) -> float:
 def _mcc(answers: Answers) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(answers.labels, answers.predictions))
+    return float(matthews_corrcoef(answers.labels, _with_a_class_for_none(answers)))
 
 
 def _f1(answers: Answers) -> float:
@@ -56,7 +57,17 @@ def _f1_micro(answers: Answers) -> float:
 def _f1_score(answers: Answers, average: str) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(answers.labels, answers.predictions, average=average, zero_division=0.0))
+    if answers.labels.ndim == 2:
+        return float(f1_score(answers.labels, answers.predictions, average=average, zero_division=0.0))
+    said = _with_a_class_for_none(answers)
+    occur = np.union1d(answers.labels, said[said >= 0])
+    classes = [1] if average == "binary" else occur
+    return float(f1_score(answers.labels, said, labels=classes, average="macro", zero_division=0.0))
+
+
+def _with_a_class_for_none(answers: Answers) -> Array:
+    """Return the predictions with a class of its own for answers in text that name none, which no row has."""
+    return np.where(np.isnan(answers.predictions), -1.0, answers.predictions)
 
 
 def _subset_accuracy(answers: Answers) -> float:
@@ -125,6 +136,7 @@ _NUMBERS = ("regression",)
 _SEVERAL = ("multi_label",)
 _TOKENS = ("token_classification",)
 _RANKING = ("ranking",)
+_TEXTS = ("generation",)
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("classification", "multiple_choice"), _accuracy),
@@ -144,6 +156,9 @@ METRICS: dict[str, Metric] = {
     "mrr": Metric("mean reciprocal rank", _RANKING, MRR),
     "ndcg": Metric("NDCG", _RANKING, NDCG),
     "ndcg@10": Metric("NDCG of the first 10", _RANKING, NDCG_AT_10),
+    "exact_match": Metric("texts with the same words", _TEXTS, EXACT_MATCH),
+    "word_f1": Metric("F1 of the words in common", _TEXTS, WORD_F1),
+    "rouge_l": Metric("ROUGE-L", _TEXTS, ROUGE_L),
 }
 
 

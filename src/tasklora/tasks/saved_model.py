@@ -2,7 +2,8 @@
 
 adapter_config.json, adapter_model.safetensors    PEFT's own files, where an adapter was trained
 encoder.safetensors                               all weights of the encoder, where all of them were trained
-heads.safetensors                                 every head's weights, label statistics and class weights
+heads.safetensors                                 every head's weights, label statistics and class weights; of a
+                                                  text-to-text model, which has none, no tensors
 tasklora.json                                     tasks, base, pooling; format and version
 """
 
@@ -21,10 +22,12 @@ from safetensors.torch import save_model as save_module
 
 from tasklora.errors import CheckpointError, TaskLoraError, UnknownTaskError, did_you_mean, first_line, listing
 from tasklora.tasks.base_model import BaseModel, load_base
-from tasklora.tasks.collate import MultiTaskCollator
-from tasklora.tasks.model import MultiTaskModel, Pooling
+from tasklora.tasks.model import Pooling
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.strict import Strict, parse
+from tasklora.tasks.templates import TextToText
+from tasklora.tasks.text_forms import template_columns
+from tasklora.tasks.views import VIEWS, Collator, TaskModel, View
 from tasklora.tasks.whole_files import LAST_FILE, written_whole
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -46,6 +49,9 @@ class SavedModel(Strict):
         fingerprint: digest of the base's weights; see :func:`tasklora.tasks.base_model.fingerprint`.
         tasks: name → task, in the order of the ids.
         pair_encodings: name → how pairs of texts are encoded.
+        view: how it sees tasks, a name of :data:`tasklora.tasks.views.VIEWS`. Of a text-to-text model, `pooling`,
+            `head_dropout` and `pair_encodings` mean nothing.
+        text_to_text: templates and settings of a text-to-text model; None where there are heads.
     """
 
     format: Literal["tasklora/model"] = "tasklora/model"
@@ -62,6 +68,8 @@ class SavedModel(Strict):
     head_dropout: float
     tasks: dict[str, TaskSpec]
     pair_encodings: dict[str, Literal["joint", "separate"]]
+    view: Literal["heads", "text_to_text"] = "heads"
+    text_to_text: TextToText | None = None
 
     def spec_of(self, task: str) -> TaskSpec:
         """Return a task by name.
@@ -74,18 +82,36 @@ class SavedModel(Strict):
             raise UnknownTaskError(f"{given} This model has: {listing(self.tasks)}.")
         return self.tasks[task]
 
-    def model_around(self, encoder: torch.nn.Module) -> MultiTaskModel:
-        """Return the multi-task model with fresh heads around an encoder."""
-        return MultiTaskModel(
-            encoder, self.tasks, self.pair_encodings, self.hidden_size, self.pooling, self.head_dropout
-        )
+    def seen(self) -> View:
+        """Return how it sees tasks."""
+        return VIEWS[self.view]
 
-    def collator(self, tokenizer: Any) -> MultiTaskCollator:
+    def text(self) -> TextToText:
+        """Return the templates and settings of a text-to-text model.
+
+        Raises:
+            CheckpointError: if there are none.
+        """
+        if self.text_to_text is None:
+            raise CheckpointError(f"a model with view '{self.view}' needs its templates, under text_to_text.")
+        return self.text_to_text
+
+    def columns(self) -> dict[str, list[str]]:
+        """Return task → the columns that its template reads besides those that its kind does."""
+        if self.text_to_text is None:
+            return {}
+        return template_columns(self.tasks, self.text_to_text.templates)
+
+    def model_around(self, encoder: torch.nn.Module) -> TaskModel:
+        """Return the multi-task model with fresh heads around an encoder, or without any around a language model."""
+        return self.seen().model(self, encoder)
+
+    def collator(self, tokenizer: Any) -> Collator:
         """Return the collator that fits the model."""
-        return MultiTaskCollator(tokenizer, self.tasks, self.pair_encodings, self.max_length)
+        return self.seen().collator(self, tokenizer)
 
 
-def save_model(model: MultiTaskModel, about: SavedModel, directory: str | Path) -> None:
+def save_model(model: TaskModel, about: SavedModel, directory: str | Path) -> None:
     """Write the model into `directory`, every file of it whole.
 
     The files are written beside it and then moved into place one by one, ``tasklora.json`` last: a new directory that
@@ -118,7 +144,7 @@ def load_adapter_weights(encoder: torch.nn.Module, directory: Path) -> None:
     set_peft_model_state_dict(encoder, adapter)
 
 
-def load_weights(model: MultiTaskModel, directory: str | Path) -> None:
+def load_weights(model: TaskModel, directory: str | Path) -> None:
     """Load what :func:`save_model` wrote into a model of the same make.
 
     Raises:
@@ -139,7 +165,7 @@ def load_model(
     base: BaseModel | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
-) -> tuple[MultiTaskModel, SavedModel, BaseModel]:
+) -> tuple[TaskModel, SavedModel, BaseModel]:
     """Load a saved model, ready to evaluate.
 
     Args:
@@ -163,7 +189,7 @@ def load_model(
                 f"{directory} was trained on '{about.base}' with code that comes with it. Such code runs only if you "
                 "ask for it: trust_remote_code=True, or --trust-remote-code on the command line."
             )
-        base = load_base(about.base, about.revision, about.dtype, trust_remote_code)
+        base = load_base(about.base, about.revision, about.dtype, trust_remote_code, about.seen().architecture)
     if base.fingerprint != about.fingerprint:
         raise CheckpointError(
             f"{directory} was trained on base '{about.base}' (fingerprint {about.fingerprint}), but the base "
@@ -288,7 +314,7 @@ def tensor_differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, t
     return sorted(key for key in wanted.keys() | given.keys() if shapes[0].get(key) != shapes[1].get(key))
 
 
-def _load_heads(model: MultiTaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
+def _load_heads(model: TaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
     wrong = tensor_differences(model.heads.state_dict(), heads)
     if wrong:
         raise CheckpointError(

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasklora.evaluation import append_gradient_cosines, keep_gradient_cosines, measure_gradients
-from tasklora.tasks import MultiTaskCollator, MultiTaskModel, TaskRows
+from tasklora.tasks import TaskModel, TaskRows
+from tasklora.tasks.views import Collator
 
 
 class GradientCosinesCallback(TrainerCallback):
@@ -30,7 +31,7 @@ class GradientCosinesCallback(TrainerCallback):
         self,
         path: Path,
         rows: Mapping[str, TaskRows],
-        collator: MultiTaskCollator,
+        collator: Collator,
         every: int,
         rows_per_task: int,
     ) -> None:
@@ -59,7 +60,7 @@ class GradientCosinesCallback(TrainerCallback):
         if state.global_step % self.every == 0:
             self._measure(args, state, model)
 
-    def _measure(self, args: TrainingArguments, state: TrainerState, model: MultiTaskModel) -> None:
+    def _measure(self, args: TrainingArguments, state: TrainerState, model: TaskModel) -> None:
         if not state.is_world_process_zero:
             return
         measured = measure_gradients(

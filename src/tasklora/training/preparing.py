@@ -8,7 +8,16 @@ import torch
 from transformers import set_seed
 
 from tasklora.errors import ConfigError, listing
-from tasklora.tasks import BaseModel, MultiTaskModel, SavedModel, load_base, load_model, load_skeleton, training_method
+from tasklora.tasks import (
+    BaseModel,
+    SavedModel,
+    TaskModel,
+    TextToText,
+    load_base,
+    load_model,
+    load_skeleton,
+    training_method,
+)
 from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
 from tasklora.tuner import add_tasks, find_context, list_tasks, method_of
@@ -18,7 +27,7 @@ from tasklora.tuner import add_tasks, find_context, list_tasks, method_of
 class Prepared:
     """A recipe made ready: model, base and what they are."""
 
-    model: MultiTaskModel
+    model: TaskModel
     about: SavedModel
     base: BaseModel
 
@@ -40,12 +49,20 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
             f"training.selection: per_task keeps a model for every step that some task chose, and '{method.name}' "
             "trains the whole encoder, which each of them would hold. Take selection: average, or train an adapter."
         )
+    if method.encoder == "frozen" and not recipe.view().trains_heads:
+        raise ConfigError(
+            f"method '{method.name}' trains heads alone, and model.view: {recipe.model.view} has none: nothing would "
+            "be trained. Take an adapter."
+        )
     if recipe.extends is not None:
         return extend(recipe)
     specs = recipe.task_specs()
     method.check(recipe.method.options)
     section = recipe.model
-    config_model = base or load_base(section.name, section.revision, section.dtype, section.trust_remote_code)
+    view = recipe.view()
+    config_model = base or load_base(
+        section.name, section.revision, section.dtype, section.trust_remote_code, view.architecture
+    )
     about = SavedModel(
         encoder=method.encoder,
         base=section.name,
@@ -59,18 +76,20 @@ def prepare(recipe: Recipe, base: BaseModel | None = None) -> Prepared:
         head_dropout=section.head_dropout,
         tasks=specs,
         pair_encodings=recipe.pair_encodings(),
+        view=section.view,
+        text_to_text=recipe.text_to_text(),
     )
     set_seed(recipe.training.seed)
-    encoder = method.adapt(config_model.model, list(specs), recipe.method.options)
+    encoder = method.adapt(config_model.model, list(specs), recipe.method.options, view.task_type)
     return Prepared(about.model_around(encoder), about, config_model)
 
 
-def skeleton(recipe: Recipe) -> MultiTaskModel:
+def skeleton(recipe: Recipe) -> TaskModel:
     """Return a recipe's model without weights, but those of a run that it extends."""
     if recipe.extends is not None:
         return extend(recipe).model
     section = recipe.model
-    base = load_skeleton(section.name, section.revision, section.trust_remote_code)
+    base = load_skeleton(section.name, section.revision, section.trust_remote_code, recipe.view().architecture)
     with torch.device("meta"):
         return prepare(recipe, base).model
 
@@ -112,13 +131,21 @@ def extend(recipe: Recipe) -> Prepared:
         update={
             "tasks": {**about.tasks, **specs},
             "pair_encodings": {**about.pair_encodings, **recipe.pair_encodings()},
+            "text_to_text": _both(about.text_to_text, recipe.text_to_text()),
         }
     )
     extended = both.model_around(encoder)
-    for name in about.tasks:
+    for name in model.heads:
         extended.heads[name].load_state_dict(model.heads[name].state_dict())
         extended.heads[name].requires_grad_(False)
     return Prepared(extended, both, base)
+
+
+def _both(trained: TextToText | None, added: TextToText | None) -> TextToText | None:
+    """Return how the tasks of a run and those added to it are written."""
+    if trained is None or added is None:
+        return added
+    return added.model_copy(update={"templates": {**trained.templates, **added.templates}})
 
 
 def _check_same_make(recipe: Recipe, trained: Recipe) -> None:

@@ -6,8 +6,22 @@ from typing import Any, Literal
 
 import pydantic
 
-from tasklora.errors import did_you_mean
-from tasklora.tasks import Split, Strict, Suite, TaskSpec, load_suite, parse
+from tasklora.errors import ConfigError, did_you_mean
+from tasklora.tasks import (
+    TEXT_FORMS,
+    VIEWS,
+    Evaluation,
+    Split,
+    Strict,
+    Suite,
+    TaskSpec,
+    Template,
+    TextToText,
+    View,
+    load_suite,
+    parse,
+    shipped_templates,
+)
 from tasklora.tasks.sources import Files
 from tasklora.tasks.spec import SPLITS
 from tasklora.training.mixing_section import MixingSection
@@ -22,24 +36,42 @@ from tasklora.training.sections import (
 
 
 class ModelSection(Strict):
-    """The frozen base encoder and how tasks read it.
+    """The frozen base and how it sees tasks.
 
     Attributes:
         name: public name on the hub, or a folder.
+        view: "heads", a head for each task on an encoder; or "text_to_text", tasks as prompt and response of a causal
+            language model, without heads.
         pooling: how token vectors become one vector: "mean", "cls" or "last".
-        max_length: longest sequence in tokens.
+        max_length: longest sequence in tokens; with text_to_text, of prompt and response together.
         pair_encoding: pairs of texts as one sequence ("joint") or as two whose vectors the head compares ("separate").
+        evaluation: text_to_text: how tasks with options are answered, see :data:`tasklora.tasks.templates.Evaluation`.
+        max_new_tokens: text_to_text: tokens that are generated at most.
         trust_remote_code: run code that comes with the model.
     """
 
     name: str
+    view: Literal["heads", "text_to_text"] = "heads"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pooling: Literal["mean", "cls", "last"] = "mean"
     max_length: Positive = 128
     pair_encoding: Literal["joint", "separate"] = "joint"
     head_dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    evaluation: Evaluation = "likelihood"
+    max_new_tokens: Positive = 32
     trust_remote_code: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _check_view(self) -> ModelSection:
+        others = {
+            "heads": ("evaluation", "max_new_tokens"),
+            "text_to_text": ("pooling", "pair_encoding", "head_dropout"),
+        }
+        for key in others[self.view]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} means nothing with `view: {self.view}`: leave it out, or take another view")
+        return self
 
 
 class TaskOptions(Strict):
@@ -49,11 +81,13 @@ class TaskOptions(Strict):
         class_weights: "none" or "balanced".
         pair_encoding: "joint" or "separate".
         loss_weight: λ_t of the loss Σ_t λ_t Σ_rows ℓ / rows.
+        template: with model.view text_to_text, how the task is written; by default the suite's, else the kind's.
     """
 
     class_weights: Literal["none", "balanced"] | None = None
     pair_encoding: Literal["joint", "separate"] | None = None
     loss_weight: float = pydantic.Field(1.0, gt=0)
+    template: Template | None = None
 
 
 class OwnTask(TaskSpec):
@@ -196,7 +230,7 @@ class Recipe(WrittenOut):
         """Return the chosen tasks, in the order of their ids, with the recipe's options applied.
 
         Raises:
-            ConfigError: on an unknown or repeated task.
+            ConfigError: on an unknown or repeated task, or one that the model's view cannot see.
         """
         specs = self.suite().select(self.tasks.include)
         check_task_options(self.tasks.options, specs)
@@ -205,7 +239,51 @@ class Recipe(WrittenOut):
             if options.class_weights is not None:
                 changed = {**specs[name].model_dump(), "class_weights": options.class_weights}
                 specs[name] = parse(TaskSpec, changed, f"tasks.options.{name}")
+        if self.model.view == "text_to_text":
+            specs = self._without_heads(specs)
+        templates = self._given_templates()
+        for name, spec in specs.items():
+            self.view().check_task(name, spec, templates.get(name), self.model.evaluation)
         return specs
+
+    def view(self) -> View:
+        """Return how the model sees tasks."""
+        return VIEWS[self.model.view]
+
+    def _without_heads(self, specs: dict[str, TaskSpec]) -> dict[str, TaskSpec]:
+        """Return tasks as a model without heads has them: class weights are a head's. A suite's are left out.
+
+        Raises:
+            ConfigError: if the recipe itself gives a task something that is a head's.
+        """
+        for name, spec in specs.items():
+            options = self.options_of(name)
+            own = name in self.tasks.define and spec.class_weights != "none"
+            if options.class_weights == "balanced" or options.pair_encoding is not None or own:
+                raise ConfigError(
+                    f"task '{name}': class_weights and pair_encoding are a head's, and model.view: text_to_text has no "
+                    "heads. Leave them out."
+                )
+        return {name: spec.model_copy(update={"class_weights": "none"}) for name, spec in specs.items()}
+
+    def _given_templates(self) -> dict[str, Template]:
+        """Return the templates of the recipe's own options and, of a text-to-text model, of the suite by its name."""
+        shipped = shipped_templates(self.suite().name) if self.model.view == "text_to_text" else {}
+        own = {name: options.template for name, options in self.tasks.options.items() if options.template is not None}
+        return {**shipped, **own}
+
+    def text_to_text(self) -> TextToText | None:
+        """Return how tasks are written and answered; None where they have heads."""
+        if self.model.view != "text_to_text":
+            return None
+        given = self._given_templates()
+        templates = {
+            name: given[name] if name in given else TEXT_FORMS[spec.kind].default(spec)
+            for name, spec in self.task_specs().items()
+        }
+        return TextToText(
+            templates=templates, evaluation=self.model.evaluation, max_new_tokens=self.model.max_new_tokens
+        )
 
     def options_of(self, task: str) -> TaskOptions:
         """Return the options of a task."""

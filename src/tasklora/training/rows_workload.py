@@ -12,14 +12,15 @@ from transformers import TrainerCallback, TrainingArguments
 from tasklora.evaluation import SplitScores, check_measurable, predict_tasks, scores_of, write_predictions
 from tasklora.tasks import (
     BaseModel,
-    MultiTaskModel,
     SavedModel,
     Split,
     TaskData,
+    TaskModel,
     TaskSpec,
     load_tasks,
     load_weights,
     save_model,
+    template_columns,
 )
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.directory import RunDirectory
@@ -28,12 +29,14 @@ from tasklora.training.mixing import MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
 from tasklora.training.processes import process_count
 from tasklora.training.recipe import Recipe
+from tasklora.training.text_trainer import TextToTextTrainer
 from tasklora.training.trainer import MultiTaskTrainer
 from tasklora.training.workload import Workload
 
 
 def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequence[Split] | None = None) -> TaskData:
     """Load rows of a recipe: those that it trains, tunes and reports on, or of `splits`."""
+    text = recipe.text_to_text()
     return load_tasks(
         specs,
         list(splits or ["train", "tune", recipe.tasks.report_on]),
@@ -41,7 +44,12 @@ def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequenc
         recipe.tasks.limits,
         recipe.training.seed,
         recipe.tasks.files(),
+        None if text is None else template_columns(specs, text.templates),
     )
+
+
+TRAINERS: dict[str, type[MultiTaskTrainer]] = {"heads": MultiTaskTrainer, "text_to_text": TextToTextTrainer}
+"""View of a model → what trains it."""
 
 
 class RowsWorkload(Workload):
@@ -65,7 +73,11 @@ class RowsWorkload(Workload):
         return {name: len(rows) for name, rows in self.data.split("train").items()}
 
     def prepare(self) -> None:
-        """Build the model to train, its heads fitted to the training labels."""
+        """Build the model to train, its heads fitted to the training labels.
+
+        Raises:
+            DataError: if a training row cannot be written as a prompt and a response.
+        """
         section = self.recipe.training
         processes, batches = process_count(), section.gradient_accumulation_steps
         rows_per_step = section.batch_size * batches * processes
@@ -82,17 +94,21 @@ class RowsWorkload(Workload):
         self.prepared = prepare(self.recipe)
         if self.recipe.training.gradient_cosines is not None:
             check_measurable(self.prepared.model, list(self.specs))
+        collator = self.prepared.about.collator(self.prepared.base.tokenizer)
         for name, rows in self.data.split("train").items():
+            self.recipe.view().check_rows(collator, rows)
+            if name not in self.prepared.model.heads:
+                continue
             head: Any = self.prepared.model.heads[name]
             head.fit_labels(torch.from_numpy(rows.labels).float(), rows.class_weights())
 
-    def skeleton(self) -> MultiTaskModel:
+    def skeleton(self) -> TaskModel:
         """Return the model to train without weights, but those of a run that the recipe extends."""
         return skeleton(self.recipe)
 
     def trainer(self, arguments: TrainingArguments, callbacks: list[TrainerCallback]) -> MultiTaskTrainer:
         """Return the trainer of the prepared model on the loaded rows."""
-        return MultiTaskTrainer(
+        return TRAINERS[self.recipe.model.view](
             self.prepared.model,
             self.prepared.about,
             arguments,
@@ -139,7 +155,7 @@ class RowsWorkload(Workload):
         """Load adapter and heads into the prepared model."""
         load_weights(self.prepared.model, directory)
 
-    def take(self, model: MultiTaskModel, about: SavedModel, base: BaseModel) -> None:
+    def take(self, model: TaskModel, about: SavedModel, base: BaseModel) -> None:
         """Take a loaded model for the prepared one; a run that extends another has more tasks than its recipe."""
         self.prepared = Prepared(model, about, base)
         self.specs = {name: about.tasks[name] for name in self.specs}

@@ -4,7 +4,8 @@ The loss of an optimiser step is
 
     L = Σ_t λ_t Σ_{rows of t} ℓ  /  (rows of the whole step, over accumulation and processes)
 
-so batch 8 equals batch 2 accumulated 4 times.
+so batch 8 equals batch 2 accumulated 4 times. Of text-to-text models, ℓ is the sum over a row's response tokens, and
+these tokens are counted in place of rows; see :mod:`tasklora.training.text_trainer`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from tasklora.evaluation import SplitScores, score_tasks
 from tasklora.tasks import (
-    MultiTaskCollator,
-    MultiTaskModel,
+    Collator,
     MultiTaskOutput,
     SavedModel,
+    TaskModel,
     TaskRows,
+    TextToTextOutput,
     load_weights,
     read_about,
     save_model,
@@ -62,12 +64,12 @@ class MultiTaskTrainer(TasksTrainer):
 
     def __init__(
         self,
-        model: MultiTaskModel,
+        model: TaskModel,
         about: SavedModel,
         args: TrainingArguments,
         train_rows: Mapping[str, TaskRows],
         tune_rows: Mapping[str, TaskRows],
-        collator: MultiTaskCollator,
+        collator: Collator,
         mixing: MixingSection | None = None,
         loss_weights: Mapping[str, float] | None = None,
         group_by_length: bool = True,
@@ -77,7 +79,7 @@ class MultiTaskTrainer(TasksTrainer):
     ) -> None:
         mixed = MixedRows(train_rows)
         super().__init__(model, about, args, mixed, collator, loss_weights, encoder_learning_rate, callbacks, balancing)
-        self._task_rows = torch.zeros(len(about.tasks), dtype=torch.long)
+        self._task_counts = torch.zeros(len(about.tasks), dtype=torch.long)
         self.tune_rows = tune_rows
         self.group_by_length = group_by_length
         self.plan = MixingPlan(
@@ -114,21 +116,26 @@ class MultiTaskTrainer(TasksTrainer):
         return self.plan.rows
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Return the batches of a step and the number of their rows, over all processes.
+        """Return the batches of a step and what the loss is divided by, over all processes.
 
         The Trainer would count the labels that are not −100, which a regression may well have.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros_like(self._drawn, device=device)
+        both = torch.zeros(2, len(self._drawn), dtype=torch.long, device=device)  # rows, and what the loss counts
         for batch in batches:
             task_ids = batch["task_ids"].to(device)
-            counts.index_add_(0, task_ids, torch.ones_like(task_ids))
-        counts = self.accelerator.reduce(counts, "sum")
+            both[0].index_add_(0, task_ids, torch.ones_like(task_ids))
+            both[1].index_add_(0, task_ids, self.loss_counts(batch).to(device))
+        rows, counts = self.accelerator.reduce(both, "sum")
         self._take_over_drawn()
-        self._drawn = self._drawn.to(device) + counts
+        self._drawn = self._drawn.to(device) + rows
         self._drawn_steps += 1
-        self.step_batches, self._task_rows = batches, counts
+        self.step_batches, self._task_counts = batches, counts
         return batches, counts.sum()
+
+    def loss_counts(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return what each row of a batch counts in the denominator of the loss, (N,) long: one."""
+        return torch.ones_like(inputs["task_ids"])
 
     def _take_over_drawn(self) -> None:
         """Count what the steps so far have drawn, where this trainer has not made them itself but resumes a run."""
@@ -176,35 +183,36 @@ class MultiTaskTrainer(TasksTrainer):
             NonFiniteLossError: naming the tasks whose rows gave NaN or infinity, before anything is changed by it.
         """
         output, weighted = self._weighted_losses(model, inputs)
-        rows = len(weighted) if num_items_in_batch is None else num_items_in_batch
+        own = self.loss_counts(inputs).sum()
+        counts = own if num_items_in_batch is None else num_items_in_batch
         # What the method adds counts once per step, so each batch brings its share of it.
-        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(weighted) * len(weighted)
-        # Gradients are averaged over processes afterwards, but `rows` counts the rows of all of them.
-        loss = (weighted.sum() + added) / rows * self.accelerator.num_processes
+        added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(weighted) * own
+        # Gradients are averaged over processes afterwards, but `counts` is of all of them.
+        loss = (weighted.sum() + added) / counts * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
     def _weighted_losses(
         self, model: nn.Module, inputs: dict[str, Any], note: bool = True
-    ) -> tuple[MultiTaskOutput, Tensor]:
+    ) -> tuple[MultiTaskOutput | TextToTextOutput, Tensor]:
         """Return what the model says, and λ_t ℓ of each row, (N,)."""
         output = model(**inputs)
         task_ids, losses = inputs["task_ids"], output.losses.detach()
         self.stop_if_not_finite(losses, task_ids)
         if note:
-            self.note_losses(losses, task_ids, torch.ones_like(losses))
+            self.note_losses(losses, task_ids, self.loss_counts(inputs))
         return output, output.losses * self._lambdas.to(task_ids.device)[task_ids]
 
     def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Return a batch's share of what the method adds to the loss of a step."""
         added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(self.args.device)
-        share: Tensor = added * len(inputs["task_ids"]) / counts
+        share: Tensor = added * self.loss_counts(inputs).sum() / counts
         return share
 
     def task_losses(self, model: nn.Module, inputs: dict[str, Any], counts: Any, note: bool = True) -> TaskLosses:
-        """Return Σ λ_t ℓ over each task's rows of a batch, divided by the rows that it has in the whole step."""
+        """Return Σ λ_t ℓ over each task's rows of a batch, divided by what it counts in the whole step."""
         output, weighted = self._weighted_losses(model, inputs, note)
         values = {
-            task: weighted[places].sum() / self._task_rows[task].to(weighted.device)
+            task: weighted[places].sum() / self._task_counts[task].to(weighted.device)
             for task, places in output.rows.items()
         }
         # As in compute_loss: the log's loss is averaged over processes.
@@ -212,7 +220,7 @@ class MultiTaskTrainer(TasksTrainer):
 
     def present_tasks(self, counts: Any) -> Tensor:
         """Return which tasks have rows in the step."""
-        return self._task_rows > 0
+        return self._task_counts > 0
 
     def split_by_task(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Return a batch for each task that this one has, with its rows alone."""

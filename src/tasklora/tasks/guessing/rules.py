@@ -64,16 +64,16 @@ def guess_task(table: Table) -> Guess:
 
 
 def trained_kinds() -> tuple[str, ...]:
-    """Return the kinds of tasks that recipes train."""
-    return tuple(KINDS)
+    """Return the kinds of tasks that recipes for encoders train."""
+    return tuple(name for name in KINDS if name != "generation")
 
 
 def _check_trained(table: Table, rule: Rule) -> None:
     if rule.kind == "generation":
         raise UnsupportedError(
-            f"{table.place} has texts to generate: it needs a decoder, which recipes do not train yet. Train it with "
-            "TRL or the Trainer and `task_ids` (docs/integrations.md); or, if a column holds classes or numbers to "
-            f"predict, name it: {table.option('label', 'COLUMN')}."
+            f"{table.place} has texts to generate: it needs a decoder, and `tasklora init` writes recipes for "
+            "encoders. Write one with model.view: text_to_text (docs/decoders.md); or, if a column holds classes or "
+            f"numbers to predict, name it: {table.option('label', 'COLUMN')}."
         )
     if rule.kind not in trained_kinds():
         raise UnsupportedError(

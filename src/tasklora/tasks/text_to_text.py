@@ -1,0 +1,118 @@
+"""A causal language model that answers every task in text: no heads, the task ids alone tell tasks apart."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasklora.tasks.spec import TaskSpec
+from tasklora.tasks.text_collate import IGNORED
+from tasklora.tuner import find_context, use_tasks
+
+
+@dataclass
+class TextToTextOutput:
+    """What the model says about a batch of N rows.
+
+    Attributes:
+        rows: task id → (rows of that task,), their places in the batch.
+        losses: (N,) −Σ log p of each row's response tokens and its end of sequence, in float32.
+    """
+
+    rows: dict[int, Tensor]
+    losses: Tensor
+
+
+class TextToTextModel(nn.Module):
+    """A causal language model, adapted per task.
+
+    Args:
+        encoder: a causal language model, usually wrapped by PEFT. It stands where a
+            :class:`~tasklora.tasks.MultiTaskModel` has its encoder, and is called so for whoever takes either.
+        specs: task name → task, in the order of the task ids.
+
+    Attributes:
+        heads: none.
+    """
+
+    def __init__(self, encoder: nn.Module, specs: Mapping[str, TaskSpec]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.specs = dict(specs)
+        self.heads = nn.ModuleDict()
+        self._has_task_adapter = find_context(encoder) is not None
+        wrapped: Any = encoder
+        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+        self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    @property
+    def task_names(self) -> list[str]:
+        """Task names in the order of their ids."""
+        return list(self.specs)
+
+    def forward(
+        self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, **_: Tensor
+    ) -> TextToTextOutput:
+        """Return the loss of each row; the arguments are what :class:`tasklora.tasks.TextToTextCollator` gives."""
+        losses = -self.log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
+        rows = {int(task): (task_ids == task).nonzero().flatten() for task in torch.unique(task_ids)}
+        return TextToTextOutput(rows, losses)
+
+    def log_probabilities(
+        self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, **_: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return log p of the targets, (N, C) in float32, and where there is one, (N, C) bool; it is 0 elsewhere.
+
+        C are the places where some row has a target.
+
+        Logits are made for these places alone: with the vocabularies of today the others would cost more memory than
+        everything else.
+        """
+        columns = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (C,)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        with self._tasks(task_ids):
+            if self._takes_columns:
+                logits = self.encoder(**inputs, logits_to_keep=columns).logits  # (N, C, V)
+            else:
+                logits = self.encoder(**inputs).logits[:, columns]
+        wanted = targets[:, columns]
+        there = wanted != IGNORED  # (N, C)
+        said = -F.cross_entropy(logits[there].float(), wanted[there], reduction="none")
+        return torch.zeros_like(wanted, dtype=torch.float32).masked_scatter(there, said), there
+
+    def generate(self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        """Return the likeliest tokens after each prompt, (N, new tokens); after the end of sequence comes padding.
+
+        Args:
+            task_ids: (N,).
+            input_ids: (N, L), padded on the left.
+            attention_mask: (N, L).
+            **options: ``max_new_tokens``, ``eos_token_id`` and ``pad_token_id``.
+        """
+        from transformers import GenerationConfig
+
+        # All that a model's own generation config could say otherwise is said here: nothing is sampled or penalised.
+        greedy = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            **options,
+        )
+        encoder: Any = self.encoder
+        with self._tasks(task_ids):
+            tokens: Tensor = encoder.generate(
+                input_ids=input_ids, attention_mask=attention_mask, generation_config=greedy
+            )
+        return tokens[:, input_ids.shape[1] :]
+
+    def _tasks(self, task_ids: Tensor) -> contextlib.AbstractContextManager[None]:
+        return use_tasks(self.encoder, task_ids) if self._has_task_adapter else contextlib.nullcontext()
