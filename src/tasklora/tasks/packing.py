@@ -22,7 +22,7 @@ IGNORED = -100  # the label of a token that has none, as in torch and transforme
 def first_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
     """Return which rows go into each sequence: the longest row first, each into the first sequence that has room.
 
-    It never takes more than 11/9 of the fewest possible sequences, and one more (Johnson 1973).
+    It never takes more than 11/9 of the fewest possible sequences, and 6/9 of one more (Dósa 2007).
 
     Args:
         lengths: tokens of each row; rows without a token are left out.
@@ -98,7 +98,7 @@ def pack_rows(attention_mask: Tensor, capacity: int | None = None) -> Packing:
             S·P², so that sequences longer than their rows cost more than they save.
 
     Raises:
-        ConfigError: if a row has padding before a token, or more tokens than `capacity`.
+        ConfigError: if a row has padding before a token, or more tokens than `capacity`; if no row has a token.
     """
     size, length = attention_mask.shape
     is_token = attention_mask.bool()
@@ -107,6 +107,8 @@ def pack_rows(attention_mask: Tensor, capacity: int | None = None) -> Packing:
         raise ConfigError("rows are packed that have their padding on the right; set padding_side='right'.")
     lengths = counts.tolist()
     longest = max(lengths, default=0)
+    if not longest:
+        raise ConfigError(f"none of the {size} rows has a token, so there is nothing to pack.")
     capacity = longest if capacity is None else capacity
     if capacity < longest:
         raise ConfigError(f"a row has {longest} tokens, which do not fit into a sequence of {capacity}.")
