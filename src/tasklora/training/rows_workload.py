@@ -73,7 +73,7 @@ class RowsWorkload(Workload):
         """Build the model to train, its heads fitted to the training labels.
 
         Raises:
-            DataError: if a training row cannot be written as a prompt and a response.
+            DataError: if a row cannot be written as a prompt and a response.
         """
         section = self.recipe.training
         rows_per_step = section.batch_size * section.gradient_accumulation_steps
@@ -81,8 +81,10 @@ class RowsWorkload(Workload):
         MixingPlan(self.rows_per_task(), section.mixing, rows_per_step, section.epochs, section.max_steps)
         self.prepared = prepare(self.recipe)
         collator = self.prepared.about.collator(self.prepared.base.tokenizer)
+        for of_task in self.data.splits.values():
+            for rows in of_task.values():
+                self.recipe.view().check_rows(collator, rows)
         for name, rows in self.data.split("train").items():
-            self.recipe.view().check_rows(collator, rows)
             if name not in self.prepared.model.heads:
                 continue
             head: Any = self.prepared.model.heads[name]
