@@ -14,11 +14,11 @@ from transformers import LlamaConfig, Qwen3Config
 from helpers_runs import write_rows
 from helpers_text import save_decoder
 from tasklora.evaluation import read_predictions
-from tasklora.tasks import load_suite, read_about, shipped_templates
+from tasklora.tasks import TEXT_FORMS, load_suite, load_tasks, read_about, shipped_templates
 from tasklora.training import count_recipe_parameters, load_recipe, train_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-DATA = Path(os.environ.get("TASKLORA_DATA", "shared/data"))
+DATA = Path(os.environ.get("TASKLORA_DATA", RECIPES.parents[1] / "shared" / "data")) / "commonsense"
 LLAMA_2 = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
 LLAMA_3 = LlamaConfig(
     vocab_size=128256,
@@ -152,3 +152,19 @@ def test_a_copy_of_a_suite_keeps_its_templates(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(copy))
     recipe = load_recipe(RECIPES / "commonsense-llama2-7b.yaml", [f"tasks.suite={tmp_path / 'mine.yaml'}"])
     assert recipe.text_to_text().templates == shipped_templates("commonsense")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data folder {DATA}; name one with TASKLORA_DATA")
+@pytest.mark.parametrize("task", ["boolq", "winogrande", "openbookqa", "piqa"])
+def test_real_rows_are_asked_in_their_own_words_and_their_outputs_are_read_right(task):
+    spec, template = load_suite("commonsense").tasks[task], shipped_templates("commonsense")[task]
+    form = TEXT_FORMS[spec.kind]
+    columns = {task: [*form.columns(spec, template), "output"]}
+    rows = load_tasks({task: spec}, ["test"], DATA, {"test": 60}, keep=columns).split("test")[task]
+    assert len(rows) == 60
+    for row in rows:
+        options = form.options(spec, template, task, row)
+        assert template.respond(form.answer(spec, options, row["label"])) == row["columns"]["output"]
+        assert form.of_text(spec, template, options, row["columns"]["output"]) == row["label"]
+        prompt = form.prompt(spec, template, task, row)
+        assert f"### Instruction:\n{row['columns']['instruction']}\n\n### Response:\n" in prompt

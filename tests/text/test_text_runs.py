@@ -93,7 +93,7 @@ def test_a_run_keeps_what_it_said_and_its_metrics_can_be_had_again(text_project)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(text_project, tmp_path):
-    overrides = (FEW, "training.evaluate_every=2", "training.batch_size=8", "tasks.include=[mood]")
+    overrides = (FEW, "training.evaluate_every=2", "training.batch_size=8", "training.epochs=2", "tasks.include=[mood]")
     whole = train_recipe(text_project.load(*overrides), tmp_path / "whole", command="x")[1]
 
     def stop(control, **_):

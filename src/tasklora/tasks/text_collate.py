@@ -142,14 +142,16 @@ class TextToTextCollator:
         return tokens
 
     def check_responses(self, task: str, rows: Any) -> None:
-        """Raise DataError if a row cannot be written, or its response is too long; see :meth:`asked`."""
+        """Raise DataError if a row cannot be written, or what may be responded is too long; see :meth:`asked`."""
         for row in rows:
             row = {**row, "task": task}
             spec, template = self.specs[task], self.text.templates[task]
-            response = template.respond(TEXT_FORMS[spec.kind].answer(spec, self.options(row), row["label"]))
+            options = self.options(row)  # all of them are scored
             text = self._of_row(row, TEXT_FORMS[spec.kind].prompt, spec, template)
-            if len(response.encode()) + 4 > self.max_length:  # a token has a byte or more
-                self.response_tokens(text, self._tokens(text), response, task)
+            for answer in options or [TEXT_FORMS[spec.kind].answer(spec, options, row["label"])]:
+                response = template.respond(answer)
+                if len(response.encode()) + 4 > self.max_length:  # a token has a byte or more
+                    self.response_tokens(text, self._tokens(text), response, task)
 
     def batch(self, sequences: Sequence[tuple[list[int], list[int], int]]) -> dict[str, Tensor]:
         """Return the batch of (prompt, response, task id); see the class."""

@@ -43,7 +43,7 @@ class View:
         model: (what a model is, its base with what is trained of it) → the model, with fresh heads if it has some.
         collator: (what a model is, the base's tokenizer) → what makes its batches.
         check_task: raises ConfigError if a task cannot be seen like this, or not with its template and evaluation.
-        check_rows: raises DataError if training rows cannot be written as the collator is to write them.
+        check_rows: raises DataError if rows cannot be written as the collator is to write them.
     """
 
     architecture: str

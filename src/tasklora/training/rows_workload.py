@@ -76,7 +76,7 @@ class RowsWorkload(Workload):
         """Build the model to train, its heads fitted to the training labels.
 
         Raises:
-            DataError: if a training row cannot be written as a prompt and a response.
+            DataError: if a row cannot be written as a prompt and a response.
         """
         section = self.recipe.training
         processes, batches = process_count(), section.gradient_accumulation_steps
@@ -95,8 +95,10 @@ class RowsWorkload(Workload):
         if self.recipe.training.gradient_cosines is not None:
             check_measurable(self.prepared.model, list(self.specs))
         collator = self.prepared.about.collator(self.prepared.base.tokenizer)
+        for of_task in self.data.splits.values():
+            for rows in of_task.values():
+                self.recipe.view().check_rows(collator, rows)
         for name, rows in self.data.split("train").items():
-            self.recipe.view().check_rows(collator, rows)
             if name not in self.prepared.model.heads:
                 continue
             head: Any = self.prepared.model.heads[name]
