@@ -26,7 +26,7 @@ def main() -> None:
         if os.environ.get("TASKLORA_DEBUG"):
             raise
         if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(2.0)  # the main process may have the same to say; the launcher then ends this one
+            time.sleep(10.0)  # the main process may have the same to say; the launcher then ends this one
         from rich.console import Console
         from rich.markup import escape
 

@@ -253,9 +253,9 @@ def _train(
     write_scores(run.best, CardScores(split, {name: s.metrics for name, s in scores.tasks.items()}))
     if selection:
         selection.keep_chosen()
+    (run.path / ".seconds").unlink(missing_ok=True)
     with writing("the results", run.results):
         results.write(run.results)  # last of all: a run that has them is finished
-    (run.path / ".seconds").unlink(missing_ok=True)
     processes.wait()
     return results
 
