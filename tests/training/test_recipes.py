@@ -164,7 +164,10 @@ def test_files_that_are_no_recipe(tmp_path, content, error, says, overrides):
             "tasks.options={moot: {loss_weight: 2}}",
             "tasks.options names 'moot', which is no task of this recipe. Did you",
         ),
-        ("tasks.options={heat: {class_weights: balanced}}", "class_weights apply to classification, multi_label, token"),
+        (
+            "tasks.options={heat: {class_weights: balanced}}",
+            "class_weights apply to classification, multi_label, token",
+        ),
         ("tasks.suite=glu", "unknown suite 'glu'. Did you mean 'glue'?"),
     ],
 )
