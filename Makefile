@@ -103,7 +103,7 @@ results-embedded: $(STAMP)
 		--search full_fine_tuning:method.encoder_learning_rate=3e-5,1e-4
 
 # Dense tasks, with the small Swin of the package: what docs/results.md shows of them. data/clothing_parsing and data/rgbd
-# are laid out as docs/dense-data.md says. About an hour in all on two cores.
+# are laid out as docs/dense-data.md says. Two hours and more in all on two cores.
 DENSE_METHODS = single_task,full_fine_tuning,decoders_only,bitfit,lora,per_task_lora,mtlora,mtlora_plus
 DENSE_SEARCH = --search lr=3e-4,1e-3,3e-3 --search decoders_only:lr=1e-3,3e-3,1e-2 --search bitfit:lr=3e-3,1e-2,3e-2 \
 	--search full_fine_tuning:lr=3e-3 --search full_fine_tuning:method.encoder_learning_rate=1e-4,3e-4,1e-3 \
