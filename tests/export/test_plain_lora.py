@@ -228,7 +228,10 @@ def test_a_process_without_tasklora_predicts_the_same(project, tmp_path):
     prediction = predict_rows(prepared.model, "mood", rows, prepared.about.collator(prepared.base.tokenizer))
     assert theirs["predictions"] == prediction.values.tolist()
     torch.testing.assert_close(
-        torch.tensor(theirs["probabilities"]), torch.tensor(prediction.probabilities), rtol=1e-5, atol=1e-5
+        torch.tensor(theirs["probabilities"], dtype=torch.float64),
+        torch.tensor(prediction.probabilities, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

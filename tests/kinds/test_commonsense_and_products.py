@@ -84,7 +84,9 @@ def test_a_row_that_is_not_of_the_format_is_named(changes, says):
 
 def test_the_original_columns_stay_beside_what_is_made_of_them():
     rows = instruction_options(Dataset.from_list([row(), row()]), "here")
-    assert set(rows.column_names) == {"instruction", "input", "output", "answer", "question", "choices", "label"}
+    assert set(rows.column_names) == {
+        "instruction", "input", "output", "answer", "question", "choices", "names", "label"
+    }  # fmt: skip
     assert rows[0]["instruction"] == instruction()
     with pytest.raises(DataError, match="here, format 'instruction_options': no column 'answer'"):
         instruction_options(rows.remove_columns("answer"), "here")

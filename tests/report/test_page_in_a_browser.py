@@ -16,7 +16,7 @@ CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), Non
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})")
 
 OF_A_RUN = {"scores", "loss-curves", "score-curves", "parameters", "up-projection-weights", "task-matrix-change"}
-OF_A_RUN |= {"update-overlaps", "updates-per-layer", "task-matrix-distance"}
+OF_A_RUN |= {"rows-drawn", "update-overlaps", "updates-per-layer", "task-matrix-distance"}
 OF_A_COMPARISON = OF_A_RUN | {
     "differences",
     "delta-m",

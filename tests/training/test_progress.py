@@ -43,7 +43,7 @@ def test_a_console_that_is_no_terminal_gets_a_line_per_log(project, tmp_path):
 
 
 @pytest.mark.parametrize("width", [30, 60, 120])
-def test_a_terminal_of_any_width_gets_a_bar_and_one_line_of_losses(width):
+def test_a_terminal_of_any_width_gets_the_count_and_one_line_of_losses(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     display = ProgressDisplay(console)
     display.add_task("training", total=100, completed=50, note="loss 0.532")

@@ -94,7 +94,8 @@ def rows_drawn(source: Source) -> Picture | None:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         times = [drawn[task]["values"][-1] / drawn[task]["rows"] for task in named]
-        legend(figure, [f"{task}, {count:.2g} ×" for task, count in zip(named, times, strict=True)])
+        said = [f"{count:,.0f} ×" if count >= 10 else f"{count:.2g} ×" for count in times]
+        legend(figure, [f"{task}, {count}" for task, count in zip(named, said, strict=True)])
 
     return picture("rows-drawn", "Rows drawn of each task", reading, drawn, (7.6, 3.0), draw)
 

@@ -90,7 +90,7 @@ class TextForm(ABC):
         """
         if isinstance(template.options, str):
             columns = row.get("columns", {})
-            need_columns(columns, [template.options], task)
+            need_columns(columns, self.columns(spec, template), task)
             names = row_options(columns[template.options], template.options)
         else:
             names = template.options or self._names(spec, row)

@@ -26,6 +26,9 @@ from tasklora.training.processes import Processes
 LOSS = "loss/"
 """What the keys of the tasks' losses in a log begin with."""
 
+NARROW = 48
+"""Fewer characters than this have no room for a bar and the time that remains: the numbers come first."""
+
 
 class ProgressDisplay(Progress):
     """Bars with what they count, a note and the time that remains; below them the tasks' losses, in one line.
@@ -36,12 +39,13 @@ class ProgressDisplay(Progress):
 
     def __init__(self, console: Console) -> None:
         self.losses: dict[str, float] = {}
+        wide = console.width >= NARROW
         super().__init__(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
+            *([BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40))] if wide else []),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            *([TimeRemainingColumn()] if wide else []),
             console=console,
             transient=True,
             expand=True,

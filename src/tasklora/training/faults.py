@@ -29,7 +29,7 @@ def explained(run: RunDirectory, recipe: Recipe | DenseRecipe) -> Iterator[None]
     """
     try:
         yield
-    except (OSError, MemoryError, RuntimeError, SafetensorError) as error:
+    except (OSError, EOFError, MemoryError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OutputError):
             raise OutputError(f"{error} {_make_room(run)}") from error
         if isinstance(error, TaskLoraError):
@@ -38,8 +38,9 @@ def explained(run: RunDirectory, recipe: Recipe | DenseRecipe) -> Iterator[None]
             raise MemoryRanOutError(
                 f"memory ran out: {first_line(error)} {_lower(run, recipe)} {_go_on(run)}"
             ) from error
-        if "DataLoader worker" in str(error):
-            workers = recipe.training.workers if isinstance(recipe.training, DenseTrainingSection) else 0
+        workers = recipe.training.workers if isinstance(recipe.training, DenseTrainingSection) else 0
+        # A worker that dies while it hands over a batch breaks the connection before PyTorch notices its death.
+        if "DataLoader worker" in str(error) or (workers and isinstance(error, (ConnectionError, EOFError))):
             raise WorkerDiedError(
                 f"a process that loads images died: {first_line(error)} Most often memory or /dev/shm ran out: lower "
                 f"training.workers (it is {workers}; 0 loads in the main process) in {run.recipe_file}; that changes "
