@@ -10,7 +10,7 @@ from tasklora.tasks import TaskSpec
 from tasklora.tasks.guessing.answers import outward
 from tasklora.tasks.guessing.columns import MOST_VALUES, SAMPLE_ROWS, look_at, merged
 from tasklora.tasks.guessing.roles import Said, Table, class_names
-from tasklora.tasks.guessing.rules import RULES, guess_task, trained_kinds
+from tasklora.tasks.guessing.rules import guess_task
 
 ROWS = 60
 WORDS = ["the", "a", "film", "was", "so", "very", "and", "plot", "actor", "scene", "funny", "dull", "long", "short"]
@@ -32,15 +32,8 @@ def table(columns, several=False, **said):
 
 def guess(columns, **said):
     found = guess_task(table(columns, **said))
-    if found.kind in trained_kinds():
-        TaskSpec(**found.settings)  # a guess is a task that can be trained
+    TaskSpec(**found.settings)  # a guess is a task that can be trained
     return found
-
-
-@pytest.fixture
-def any_kind(monkeypatch):
-    """Let kinds be guessed whether or not recipes train them."""
-    monkeypatch.setattr("tasklora.tasks.guessing.rules.trained_kinds", lambda: tuple(rule.kind for rule in RULES))
 
 
 # --- columns
@@ -306,7 +299,7 @@ def test_words_are_no_numbers():
 # --- the other kinds
 
 
-def test_token_classification(any_kind):
+def test_token_classification():
     words = [text.split() for text in texts()]
     tags = [cycle(["O", "B-PER", "I-PER", "O"], len(row)) for row in words]
     found = guess({"id": list(range(ROWS)), "tokens": words, "ner_tags": tags})
@@ -321,20 +314,20 @@ def test_token_classification(any_kind):
     assert guess({"tokens": words, "ner_tags": tags, "pos_tags": pos}, label="pos_tags").label == "pos_tags"
 
 
-def test_tags_named_in_the_file(any_kind):
+def test_tags_named_in_the_file():
     features = Features({"tokens": List(Value("string")), "tags": List(ClassLabel(names=["O", "B-X", "I-X"]))})
     words = [text.split() for text in texts()]
     rows = Dataset.from_dict({"tokens": words, "tags": [[0] * len(row) for row in words]}, features=features)
     assert guess(rows).settings["labels"] == ["O", "B-X", "I-X"]
 
 
-def test_lists_of_other_lengths_are_no_tags(any_kind):
+def test_lists_of_other_lengths_are_no_tags():
     words = [text.split() for text in texts()]
     with pytest.raises(TaskLoraError, match="no column of texts"):
         guess({"tokens": words, "tags": [["O"]] * ROWS})
 
 
-def test_multiple_choice(any_kind):
+def test_multiple_choice():
     choices = [[f"{text} {place}" for place in range(4)] for text in texts(2, words=3)]
     found = guess({"question": texts(), "choices": choices, "label": cycle([0, 3, 1, 2])})
     assert found.kind == "multiple_choice"
@@ -350,7 +343,7 @@ def test_multiple_choice(any_kind):
 
 
 @pytest.mark.parametrize("answers", [[1, 2, 3, 4], ["1", "2"]])
-def test_choices_are_counted_from_0(any_kind, answers):
+def test_choices_are_counted_from_0(answers):
     choices = [[f"{text} {place}" for place in range(4)] for text in texts(2, words=3)]
     with pytest.raises(
         ConfigError, match=r"'label' tells the right choice by 1, 2.* Write its place as a number from 0"
@@ -358,7 +351,7 @@ def test_choices_are_counted_from_0(any_kind, answers):
         guess({"question": texts(), "choices": choices, "label": cycle(answers)})
 
 
-def test_ranking(any_kind):
+def test_ranking():
     query = [f"cheap {WORDS[row // 6]} shoes" for row in range(ROWS)]
     found = guess({"query": query, "document": texts(), "label": cycle([0, 0, 1, 0, 2, 0])})
     assert found.kind == "ranking"
@@ -371,7 +364,7 @@ def test_ranking(any_kind):
         guess({"query": query, "document": texts(), "label": cycle([-1, 0, 1])})
 
 
-def test_multi_label(any_kind):
+def test_multi_label():
     lists = guess({"text": texts(), "labels": cycle([["a"], ["b", "c"], []])})
     assert (lists.kind, lists.settings["labels"]) == ("multi_label", ["a", "b", "c"])
     assert "label_separator" not in lists.settings
@@ -392,12 +385,6 @@ def test_multi_label(any_kind):
 def test_texts_to_generate_are_recognised_and_refused(columns):
     with pytest.raises(UnsupportedError, match=r"texts to generate.*\(docs/decoders.md.*--label COLUMN"):
         guess(columns)
-
-
-def test_a_kind_that_recipes_do_not_train_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr("tasklora.tasks.guessing.rules.trained_kinds", lambda: ("classification", "regression"))
-    with pytest.raises(UnsupportedError, match=r"looks like multi_label .*They train classification, regression"):
-        guess({"text": texts(), "labels": cycle([["a"], ["b", "c"]])})
 
 
 # --- what cannot be guessed

@@ -3,7 +3,7 @@
 from tasklora.tasks.guessing.finding import Place, Proposal, find_tasks, propose
 from tasklora.tasks.guessing.guess import Guess
 from tasklora.tasks.guessing.roles import Said, Table
-from tasklora.tasks.guessing.rules import RULES, guess_task, trained_kinds
+from tasklora.tasks.guessing.rules import RULES, guess_task
 
 __all__ = [
     "RULES",
@@ -15,5 +15,4 @@ __all__ = [
     "find_tasks",
     "guess_task",
     "propose",
-    "trained_kinds",
 ]

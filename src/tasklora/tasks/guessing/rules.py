@@ -16,7 +16,6 @@ from tasklora.tasks.guessing.columns import Column
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
 from tasklora.tasks.guessing.particular import generation, multi_label, multiple_choice, ranking, token_classification
 from tasklora.tasks.guessing.roles import Chosen, Table, class_names, label_column, snake, text_inputs
-from tasklora.tasks.kinds import KINDS
 
 GRADES = r"(\w+_)?(scores?|ratings?|stars|grade|points|similarity|relatedness|overall)"
 MOST_CLASSES = 20  # whole numbers with more different values are amounts, unless they are the ids 0, 1, 2, …
@@ -63,22 +62,12 @@ def guess_task(table: Table) -> Guess:
     raise ConfigError(f"--kind {said}: {table.place} has no columns for it. It needs {kinds[str(said)].needs}.")
 
 
-def trained_kinds() -> tuple[str, ...]:
-    """Return the kinds of tasks that recipes for encoders train."""
-    return tuple(name for name in KINDS if name != "generation")
-
-
 def _check_trained(table: Table, rule: Rule) -> None:
     if rule.kind == "generation":
         raise UnsupportedError(
             f"{table.place} has texts to generate: it needs a decoder, and `tasklora init` writes recipes for "
             "encoders. Write one with model.view: text_to_text (docs/decoders.md); or, if a column holds classes or "
             f"numbers to predict, name it: {table.option('label', 'COLUMN')}."
-        )
-    if rule.kind not in trained_kinds():
-        raise UnsupportedError(
-            f"{table.place} looks like {rule.kind} ({rule.needs}), which recipes do not train yet. They train "
-            f"{', '.join(trained_kinds())}: say so with {table.option('kind', 'KIND')} if it is one of these."
         )
 
 
