@@ -43,6 +43,13 @@ from tasklora.training.run import training_arguments
 HIDDEN, VOCABULARY = 32, 80
 TASKS = ["mood", "answer", "heat"]
 EVERY_METHOD = list(TRAINING_METHODS)
+
+
+def mostly_slow(cases: list[str], *quick: str) -> list[Any]:
+    """Return the cases for a test that runs `quick` ones always, and the others with ``make test-full``."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 METHODS = [name for name, method in TRAINING_METHODS.items() if method.encoder == "adapter"]
 ROWS = {"mood": 40, "answer": 60, "heat": 24}
 

@@ -11,7 +11,16 @@ from sys import executable
 import pytest
 import torch
 
-from helpers_runs import EVERY_METHOD, AtStep, assert_same_state, environment, log_of, randomise, use_method
+from helpers_runs import (
+    EVERY_METHOD,
+    AtStep,
+    assert_same_state,
+    environment,
+    log_of,
+    mostly_slow,
+    randomise,
+    use_method,
+)
 from tasklora.errors import CheckpointError, NonFiniteLossError
 from tasklora.tasks import load_model, read_safetensors
 from tasklora.training import InterruptedRun, RunDirectory, train_recipe
@@ -72,7 +81,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(project, whole, tmp_path, ste
     assert results.training.model_dump(exclude=times) == whole[1].training.model_dump(exclude=times)
 
 
-@pytest.mark.parametrize("method", [method for method in EVERY_METHOD if method != "mtl_lora"])
+@pytest.mark.parametrize("method", mostly_slow([method for method in EVERY_METHOD if method != "mtl_lora"], "ta_lora"))
 def test_so_with_every_method_accumulation_and_evaluation_by_steps(project, tmp_path, method):
     accumulate = ("training.batch_size=8", "training.gradient_accumulation_steps=2")
     recipe = project.load(DROPOUT, use_method(method), "training.evaluate_every=5", *accumulate)
