@@ -159,7 +159,7 @@ def update_matrices(source: Source) -> Picture:
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(*((1, 2) if few else (2, 1)))
-        titles = ("cosine of the updates", "overlap: of columns above, of rows below the diagonal")
+        titles = ("cosine of the updates", "overlap of their subspaces")
         for axes, values, title in zip(grid, (cosine, overlaps), titles, strict=True):
             heat_map(axes, values, names, names, 1.0, title=title, numbers=numbers, square=True)
         scale_legend(figure, 1.0, diverging=True, strongest=UNDER_NUMBERS if numbers else 1.0)
