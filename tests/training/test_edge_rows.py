@@ -92,7 +92,7 @@ def recipe_of(project, tmp_path):
             }
             define[name] = {**task, "files": files}
         content = {**yaml.safe_load(project.recipe.read_text()), "tasks": {"define": define}}
-        (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content))
+        (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return load_recipe(tmp_path / "edge.yaml", [*RUNS, *overrides])
 
     return write
@@ -204,7 +204,7 @@ def test_decoders_too(text_project, tmp_path, cli):  # noqa: F811
         write_rows(data / "heat" / f"{split}.jsonl", [{"first": "a", "second": "b", "label": 2.0}])
         write_rows(data / "echo" / f"{split}.jsonl", [{"text": "the lamp", "label": "lamp"}])
     content["tasks"] = {**content["tasks"], "data_root": str(data), "include": ["mood", "heat", "echo"]}
-    (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "edge.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     recipe = load_recipe(tmp_path / "edge.yaml", ["training.max_steps=1", "training.packing=true"])
     results, _ = train_recipe(recipe, tmp_path / "run")
     tasks = results.scores["validation"].tasks
