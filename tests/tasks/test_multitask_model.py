@@ -120,6 +120,8 @@ def test_constant_labels_are_survived():
     head = head_of(spec, 8, 0.0)
     head.fit_labels(torch.tensor([3.0, 3.0]), None)
     assert head.losses(torch.zeros(1, 1), torch.tensor([[3.0]])).tolist() == [0.0]
+    assert head.losses(torch.zeros(1, 1), torch.tensor([[4.5]])).tolist() == [2.25]  # their scale stays
+    assert head.predict(torch.tensor([[0.5]])).tolist() == [3.5]
 
 
 @pytest.mark.parametrize("name", ["mnli.matched", "type", "keys"])

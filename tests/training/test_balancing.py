@@ -1,6 +1,7 @@
 """Balancing: a step of every method is TorchJD's own on gradients that are computed one by one, however it is cut.
 
-Runs with balancing (resumption, logs, comparisons, dense tasks) are in test_balanced_runs.py.
+Runs with balancing (resumption, logs, comparisons, dense tasks) are in test_balanced_runs.py, bfloat16 in
+test_balanced_precision.py.
 """
 
 import pytest
@@ -168,7 +169,9 @@ def test_mean_is_the_familys_loss_where_each_task_has_as_many_rows(trainer):
 
 def test_what_a_method_adds_to_the_loss_is_added_as_it_is(project, tmp_path):
     trainer = project.trainer(tmp_path, WEIGHTED, use_method("ta_lora"))
-    randomise(trainer.model)
+    # A shared and a task's own branch of the other tests' random numbers add up to gradients of norm 44 and numbers of
+    # 6, which backward rounds, in single precision, to 8e-6: more than is allowed here. These give 1.2 and 0.1.
+    randomise(trainer.model, scale=0.1)
     batch = rows_of(trainer, (4, 4, 4))
     halves = [trainer.data_collator(rows) for rows in _halves(trainer)]
     whole = step(plain(trainer), [batch])
@@ -200,20 +203,6 @@ def test_rows_of_each_task_alone_give_the_losses_of_the_mixed_batch(project, tmp
         for task, part in enumerate(parts):
             given = trainer.model(**part).losses
             torch.testing.assert_close(given, expected[mixed["task_ids"] == task], **CLOSE)
-
-
-@pytest.mark.parametrize("name", ["uw", "pcgrad"])
-def test_bfloat16_autocast(project, tmp_path, name):
-    losses = {}
-    for precision in ("float32", "bfloat16"):
-        common = (f"training.precision={precision}", "training.max_steps=2", "training.evaluate_every=99")
-        trainer = project.trainer(tmp_path, WEIGHTED, f"training.balancing={{method: {name}}}", *common)
-        randomise(trainer.model)
-        trainer.train()
-        losses[precision] = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
 
 
 # --- what is remembered

@@ -95,11 +95,12 @@ def _accuracy(confusion: Array) -> Array:
 
 
 def _mcc(confusion: Array) -> Array:
-    """Gorodkin's R_K; 0 where one side is constant, as scikit-learn has it."""
+    """Gorodkin's R_K; NaN where the labels are constant, 0 where the predictions are."""
     rows, true, said = confusion.sum(axis=(1, 2)), confusion.sum(axis=2), confusion.sum(axis=1)
     covariance = confusion.trace(axis1=1, axis2=2) * rows - (true * said[:, : true.shape[1]]).sum(axis=1)
-    spread = np.sqrt((rows**2 - (true**2).sum(axis=1)) * (rows**2 - (said**2).sum(axis=1)))
-    return np.where(spread > 0, covariance / spread, 0.0)
+    true_spread, said_spread = rows**2 - (true**2).sum(axis=1), rows**2 - (said**2).sum(axis=1)
+    found = np.where(said_spread > 0, covariance / np.sqrt(true_spread * said_spread), 0.0)
+    return np.where(true_spread > 0, found, np.nan)
 
 
 def _f1_by_class(confusion: Array) -> Array:

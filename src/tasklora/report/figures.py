@@ -18,8 +18,8 @@ BAR = 0.34  # inches that one bar takes
 
 
 def done(results: ComparisonResults) -> list[MethodResults]:
-    """Return the methods that have scores."""
-    return [method for method in results.methods if method.average is not None or method.tasks]
+    """Return the methods that were scored, also where none of their scores has a value."""
+    return [method for method in results.methods if method.tasks or not method.failures]
 
 
 def scores(source: Source) -> Picture:

@@ -149,6 +149,7 @@ def _facts(source: Source) -> dict[str, str]:
         "seeds": ", ".join(map(str, results.seeds)),
         "budget": f"{results.steps} steps on {_range(rows)} training {what}",
         "scored on": f"{_range(scored)} {what} of {results.split}",
+        "undefined": _undefined(source),
         "average": f"mean over the tasks; {numbers.AVERAGE_OF_UNITS}" if has_units else "",
         "search": _search(source),
         "time": "" if source.comparison else _time(source),
@@ -158,6 +159,17 @@ def _facts(source: Source) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
     }
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def _undefined(source: Source) -> str:
+    """Return which scores there are not, since the primary metric has no value on the rows."""
+    results = source.results
+    missing = {
+        f"{task} ({numbers.score_label(metric)})": [m.title for m in figures.done(results) if task not in m.tasks]
+        for task, metric in results.metrics.items()
+    }
+    named = [f"{task} of {', '.join(methods)}" for task, methods in missing.items() if methods]
+    return f"{'; '.join(named)}: no value on these rows, so none on average over all tasks" if named else ""
 
 
 def _search(source: Source) -> str:

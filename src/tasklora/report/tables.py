@@ -162,7 +162,7 @@ def methods_markdown() -> str:
 
 def comparison_tables(results: ComparisonResults) -> list[Table]:
     """Return a comparison as two tables: methods with averages and sizes, and tasks with the mean of each method."""
-    done = [method for method in results.methods if method.average is not None or method.tasks]
+    done = [method for method in results.methods if method.tasks or not method.failures]
     seeds = f"{len(results.seeds)} seed" + ("s" if len(results.seeds) > 1 else "")
     methods = Table(title=f"{results.suite}, {seeds}, against {results.baseline}", title_justify="left")
     methods.add_column("method")

@@ -105,9 +105,11 @@ class RegressionHead(TaskHead):
     """A number: ℓ = (z − (y − mean) / std)², so that its size is comparable to a cross-entropy's."""
 
     def fit_labels(self, labels: Tensor, class_weights: Tensor | None) -> None:
-        """Take mean and standard deviation of the training labels."""
+        """Take mean and standard deviation of the training labels; labels that are all the same keep their scale."""
+        spread = labels.std(correction=0)
         self.label_mean.copy_(labels.mean())
-        self.label_std.copy_(labels.std(correction=0).clamp(min=1e-6))
+        # A tiny divisor would make any other label that is scored later a loss of 1e12.
+        self.label_std.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the squared error of each row's standardised label, (N,)."""

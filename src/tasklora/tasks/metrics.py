@@ -37,8 +37,15 @@ def _accuracy(answers: Answers) -> float:
 
 
 def _mcc(answers: Answers) -> float:
+    """Matthews correlation, of several classes R_K; NaN where the rows are of one class, 0 where the predictions are.
+
+    Labels of one class leave nothing to correlate with, whatever is said of them. A model that says one class of all
+    rows has found nothing.
+    """
     from sklearn.metrics import matthews_corrcoef
 
+    if len(np.unique(answers.labels)) < 2:
+        return math.nan
     return float(matthews_corrcoef(answers.labels, _with_a_class_for_none(answers)))
 
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from tasklora.errors import ConfigError, DataError
 from tasklora.tasks.kinds import WrongValueError
+from tasklora.tasks.packing import IGNORED
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.templates import TextToText
 from tasklora.tasks.text_forms import TEXT_FORMS
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ def exact_match(label: str, said: str) -> float:
 
 
 def word_f1(label: str, said: str) -> float:
-    """Return 2 P R / (P + R) of the words that two texts share, each as often as both have it."""
+    """Return 2 P R / (P + R) of the words that two texts share, each as often as both have it.
+
+    Where one has no words it is 1 if the other has none either, as in version 2.0 of the script.
+    """
     wanted, got = normalised(label), normalised(said)
     if not wanted or not got:
         return float(wanted == got)
@@ -44,7 +47,7 @@ def rouge_l(label: str, said: str) -> float:
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), with β = 1. Words are runs of letters
     and digits in lower case; articles count.
     """
-    wanted, got = (re.findall(r"\w+", text.lower()) for text in (label, said))
+    wanted, got = (re.findall(r"[^\W_]+", text.lower()) for text in (label, said))
     if not wanted or not got:
         return float(wanted == got)
     best = [0] * (len(got) + 1)  # of the words so far, with each beginning of `got`

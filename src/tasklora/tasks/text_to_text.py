@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasklora.tasks.packing import IGNORED, check_packs_causal, pack_rows
 from tasklora.tasks.spec import TaskSpec
-from tasklora.tasks.text_collate import IGNORED
 from tasklora.tuner import find_context, use_tasks
 
 
@@ -58,12 +58,46 @@ class TextToTextModel(nn.Module):
         return list(self.specs)
 
     def forward(
-        self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, **_: Tensor
+        self,
+        task_ids: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Tensor,
+        packed: bool = False,
+        **_: Tensor,
     ) -> TextToTextOutput:
-        """Return the loss of each row; the arguments are what :class:`tasklora.tasks.TextToTextCollator` gives."""
-        losses = -self.log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
+        """Return the loss of each row; the arguments are what :class:`tasklora.tasks.TextToTextCollator` gives.
+
+        Args:
+            task_ids: (N,).
+            input_ids: (N, L), padded on the right.
+            attention_mask: (N, L).
+            targets: (N, L).
+            packed: run the rows packed into few sequences, each token with its row's task: the same losses of fewer
+                tokens, from a model that :meth:`check_packs` lets pass.
+        """
+        if packed:
+            losses = self._losses_packed(task_ids, input_ids, attention_mask, targets)
+        else:
+            losses = -self.log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
         rows = {int(task): (task_ids == task).nonzero().flatten() for task in torch.unique(task_ids)}
         return TextToTextOutput(rows, losses)
+
+    def check_packs(self) -> None:
+        """Raise UnsupportedError unless packed rows give the numbers that they give alone.
+
+        See :func:`tasklora.tasks.check_packs_causal`.
+        """
+        check_packs_causal(self.encoder, torch.arange(3) % len(self.specs) if self._has_task_adapter else None)
+
+    def _losses_packed(self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, (N,), of rows packed into S sequences of P tokens."""
+        packing = pack_rows(attention_mask)
+        wanted = packing.pack(targets, IGNORED)  # (S, P): a row's last token has no target, so none crosses a border
+        inputs = {"input_ids": packing.pack(input_ids), "position_ids": packing.position_ids}
+        said, _ = self._said(packing.pack_tasks(task_ids), wanted, inputs)  # (S, C)
+        rows = packing.rows[:, _columns(wanted)].clamp(min=0)  # where nothing is packed, nothing is said: 0
+        return said.new_zeros(len(task_ids)).index_add(0, rows.flatten(), -said.flatten())
 
     def log_probabilities(
         self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, **_: Tensor
@@ -75,13 +109,16 @@ class TextToTextModel(nn.Module):
         Logits are made for these places alone: with the vocabularies of today the others would cost more memory than
         everything else.
         """
-        columns = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (C,)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        return self._said(task_ids, targets, {"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def _said(self, task_ids: Tensor, targets: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`log_probabilities` does, of rows or packed sequences; `task_ids` is (N,) or (S, P)."""
+        columns = _columns(targets)
         with self._tasks(task_ids):
             if self._takes_columns:
-                logits = self.encoder(**inputs, logits_to_keep=columns).logits  # (N, C, V)
+                logits = self.encoder(**inputs, use_cache=False, logits_to_keep=columns).logits  # (N, C, V)
             else:
-                logits = self.encoder(**inputs).logits[:, columns]
+                logits = self.encoder(**inputs, use_cache=False).logits[:, columns]
         wanted = targets[:, columns]
         there = wanted != IGNORED  # (N, C)
         said = -F.cross_entropy(logits[there].float(), wanted[there], reduction="none")
@@ -116,3 +153,8 @@ class TextToTextModel(nn.Module):
 
     def _tasks(self, task_ids: Tensor) -> contextlib.AbstractContextManager[None]:
         return use_tasks(self.encoder, task_ids) if self._has_task_adapter else contextlib.nullcontext()
+
+
+def _columns(targets: Tensor) -> Tensor:
+    """Return the places where some row has a target, (C,)."""
+    return (targets != IGNORED).any(dim=0).nonzero().flatten()

@@ -40,6 +40,7 @@ class View:
         architecture: the class of transformers that loads the base.
         task_type: PEFT's word for the base, which stands in an adapter's config; None for a bare encoder.
         trains_heads: whether there is something to train where the base is frozen.
+        packs: whether several rows can go through the base in one sequence.
         model: (what a model is, its base with what is trained of it) → the model, with fresh heads if it has some.
         collator: (what a model is, the base's tokenizer) → what makes its batches.
         check_task: raises ConfigError if a task cannot be seen like this, or not with its template and evaluation.
@@ -49,10 +50,19 @@ class View:
     architecture: str
     task_type: str | None
     trains_heads: bool
+    packs: bool
     model: Callable[[SavedModel, nn.Module], TaskModel]
     collator: Callable[[SavedModel, Any], Collator]
     check_task: Callable[[str, TaskSpec, Template | None, Evaluation], None]
     check_rows: Callable[[Any, TaskRows], None]
+
+    def check_packing(self) -> None:
+        """Raise ConfigError if rows cannot be packed."""
+        if not self.packs:
+            raise ConfigError(
+                "training.packing is for model.view: text_to_text: a causal language model keeps the rows of a "
+                "sequence apart by their position ids. Leave it out; training.group_by_length spares padding here."
+            )
 
 
 def _with_heads(about: SavedModel, encoder: nn.Module) -> MultiTaskModel:
@@ -96,8 +106,10 @@ def _check_responses(collator: TextToTextCollator, rows: TaskRows) -> None:
 
 
 VIEWS: dict[str, View] = {
-    "heads": View("AutoModel", None, True, _with_heads, _heads_collator, _check_head, lambda collator, rows: None),
+    "heads": View(
+        "AutoModel", None, True, False, _with_heads, _heads_collator, _check_head, lambda collator, rows: None
+    ),
     "text_to_text": View(
-        "AutoModelForCausalLM", "CAUSAL_LM", False, _in_text, _text_collator, check_text_task, _check_responses
+        "AutoModelForCausalLM", "CAUSAL_LM", False, True, _in_text, _text_collator, check_text_task, _check_responses
     ),
 }

@@ -189,6 +189,8 @@ class TrainingSection(OptimisationSection):
         early_stopping_patience: evaluations without a better average on tune before training stops.
         balancing: how the tasks' losses or gradients are weighed against each other; null for the family's plain sum.
         group_by_length: put rows of similar length into the same batch, whatever their tasks.
+        packing: with model.view text_to_text, put several rows of a batch, of any tasks, into one sequence: the same
+            losses and gradients from fewer tokens. Batches of similar lengths leave little to pack.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
         selection: "average": one model for all tasks, that of the best average on tune; "per_task": beside it, the
@@ -200,6 +202,7 @@ class TrainingSection(OptimisationSection):
     selection: Literal["average", "per_task"] = "average"
     mixing: MixingSection = MixingSection()
     group_by_length: bool = True
+    packing: bool = False
     gradient_cosines: GradientCosinesSection | None = None
 
 
@@ -230,8 +233,11 @@ class Recipe(WrittenOut):
         """Return the chosen tasks, in the order of their ids, with the recipe's options applied.
 
         Raises:
-            ConfigError: on an unknown or repeated task, or one that the model's view cannot see.
+            ConfigError: on an unknown or repeated task, or one that the model's view cannot see; on `packing` where
+                rows cannot be packed.
         """
+        if self.training.packing:
+            self.view().check_packing()
         specs = self.suite().select(self.tasks.include)
         check_task_options(self.tasks.options, specs)
         self.training.mixing.check_tasks(specs)

@@ -77,6 +77,7 @@ class RowsWorkload(Workload):
 
         Raises:
             DataError: if a row cannot be written as a prompt and a response.
+            UnsupportedError: if rows are to be packed, and the model cannot keep them apart.
         """
         section = self.recipe.training
         processes, batches = process_count(), section.gradient_accumulation_steps
@@ -94,6 +95,9 @@ class RowsWorkload(Workload):
         self.prepared = prepare(self.recipe)
         if self.recipe.training.gradient_cosines is not None:
             check_measurable(self.prepared.model, list(self.specs))
+        if section.packing:
+            model: Any = self.prepared.model
+            model.check_packs()
         collator = self.prepared.about.collator(self.prepared.base.tokenizer)
         for of_task in self.data.splits.values():
             for rows in of_task.values():
@@ -110,6 +114,7 @@ class RowsWorkload(Workload):
 
     def trainer(self, arguments: TrainingArguments, callbacks: list[TrainerCallback]) -> MultiTaskTrainer:
         """Return the trainer of the prepared model on the loaded rows."""
+        section = self.recipe.training
         return TRAINERS[self.recipe.model.view](
             self.prepared.model,
             self.prepared.about,
@@ -117,12 +122,13 @@ class RowsWorkload(Workload):
             self.data.split("train"),
             self.data.split("tune"),
             self.prepared.about.collator(self.prepared.base.tokenizer),
-            self.recipe.training.mixing,
+            section.mixing,
             self.recipe.loss_weights(),
-            self.recipe.training.group_by_length,
+            section.group_by_length,
             self.recipe.method.options.get(ENCODER_LEARNING_RATE),
             callbacks=callbacks,
-            balancing=self.recipe.training.balancing,
+            balancing=section.balancing,
+            packing=section.packing,
         )
 
     def score(self, split: Split, predictions: Path | None = None, tasks: Collection[str] | None = None) -> SplitScores:

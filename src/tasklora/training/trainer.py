@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from tasklora.evaluation import SplitScores, score_tasks
 from tasklora.tasks import (
+    VIEWS,
     Collator,
     MultiTaskOutput,
     SavedModel,
@@ -57,9 +58,11 @@ class MultiTaskTrainer(TasksTrainer):
         encoder_learning_rate: peak learning rate of the encoder; None for that of the heads.
         callbacks: further callbacks.
         balancing: what weighs the tasks against each other; None for the loss above.
+        packing: run the rows of a batch packed into few sequences; see :mod:`tasklora.training.text_trainer`.
 
     Raises:
         UnsupportedError: under FSDP or DeepSpeed.
+        ConfigError: on `packing` where the model's view cannot pack.
     """
 
     def __init__(
@@ -76,12 +79,16 @@ class MultiTaskTrainer(TasksTrainer):
         encoder_learning_rate: float | None = None,
         callbacks: list[TrainerCallback] | None = None,
         balancing: BalancingSection | None = None,
+        packing: bool = False,
     ) -> None:
+        if packing:
+            VIEWS[about.view].check_packing()
         mixed = MixedRows(train_rows)
         super().__init__(model, about, args, mixed, collator, loss_weights, encoder_learning_rate, callbacks, balancing)
         self._task_counts = torch.zeros(len(about.tasks), dtype=torch.long)
         self.tune_rows = tune_rows
         self.group_by_length = group_by_length
+        self.packing = packing
         self.plan = MixingPlan(
             dict(zip(train_rows, mixed.sizes, strict=True)),
             mixing,
@@ -191,11 +198,16 @@ class MultiTaskTrainer(TasksTrainer):
         loss = (weighted.sum() + added) / counts * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
+    def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> MultiTaskOutput | TextToTextOutput:
+        """Return what the model says of a batch."""
+        output: MultiTaskOutput = model(**inputs)
+        return output
+
     def _weighted_losses(
         self, model: nn.Module, inputs: dict[str, Any], note: bool = True
     ) -> tuple[MultiTaskOutput | TextToTextOutput, Tensor]:
         """Return what the model says, and λ_t ℓ of each row, (N,)."""
-        output = model(**inputs)
+        output = self.outputs(model, inputs)
         task_ids, losses = inputs["task_ids"], output.losses.detach()
         self.stop_if_not_finite(losses, task_ids)
         if note:
