@@ -101,6 +101,7 @@ def test_a_packed_step_is_the_padded_one(text_project, bases, tmp_path, kind, se
         pytest.param((use_method("lora"),), id="one adapter for all"),
         pytest.param((use_method("per_task_lora"),), id="bank"),
         pytest.param((use_method("hydra_lora"),), id="routed"),
+        pytest.param(("method.target_modules=[q_proj, lm_head]",), id="the head adapted"),
         pytest.param(("training.gradient_checkpointing=true",), id="recomputed"),
         pytest.param(("training.balancing={method: uw}",), id="balanced losses"),
         pytest.param(("training.balancing={method: pcgrad}",), id="combined gradients"),

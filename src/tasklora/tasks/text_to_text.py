@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tasklora.tasks.packing import IGNORED, check_packs_causal, pack_rows
@@ -50,7 +51,9 @@ class TextToTextModel(nn.Module):
         self._has_task_adapter = find_context(encoder) is not None
         wrapped: Any = encoder
         base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters
+        # An adapted head routes by the task of each token, and so has to see all of them.
+        adapted = isinstance(base.get_output_embeddings(), BaseTunerLayer)
+        self._takes_columns = "logits_to_keep" in inspect.signature(base.forward).parameters and not adapted
 
     @property
     def task_names(self) -> list[str]:
