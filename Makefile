@@ -95,7 +95,7 @@ results-glue: $(STAMP)
 results-balancing: $(STAMP)
 	$(BIN)/tasklora compare recipes/glue.yaml --data-root data/glue --output runs/balancing-comparison \
 		--methods "mtl_lora,$(BALANCED)" --baseline mtl_lora --seeds 0,1,2 --set training.learning_rate=1e-3 \
-		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 120, tune: 60, validation: 200}'
+		--set training.group_by_length=false --set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 120, tune: 60, validation: 200}'
 
 # Eight commonsense tasks as multiple choice; data/commonsense holds TASK/{train,test}.json.
 results-commonsense: $(STAMP)

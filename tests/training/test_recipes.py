@@ -5,6 +5,7 @@ import yaml
 
 from tasklora.errors import ConfigError, DataError, TaskLoraError
 from tasklora.training import count_recipe_parameters, load_recipe, prepare
+from tasklora.training.recipe import TrainingSection
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,21 @@ def test_weights_are_those_of_the_chosen_tasks(project):
     assert project.load(*chosen).training.mixing.weights == {"mood": 1, "heat": 3}
     with pytest.raises(ConfigError, match="weights has none for answer"):
         project.load(*chosen[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "grouped"),
+    [
+        ({}, True),
+        ({"group_by_length": False}, False),
+        ({"balancing": {"method": "mean"}}, False),
+        ({"balancing": {"method": "mean"}, "group_by_length": True}, True),
+        ({"packing": True}, False),
+        ({"packing": True, "group_by_length": True}, True),
+    ],
+)
+def test_rows_of_similar_length_share_batches_unless_steps_need_them_mixed(options, grouped):
+    assert TrainingSection(**options).groups_by_length() is grouped
 
 
 def test_a_missing_section_is_named(tmp_path):

@@ -188,9 +188,11 @@ class TrainingSection(OptimisationSection):
         evaluate_every: "epoch" or a number of steps; also how often a checkpoint is written.
         early_stopping_patience: evaluations without a better average on tune before training stops.
         balancing: how the tasks' losses or gradients are weighed against each other; null for the family's plain sum.
-        group_by_length: put rows of similar length into the same batch, whatever their tasks.
+        group_by_length: put rows of similar length into the same batch, whatever their tasks. null: yes, unless
+            `balancing`, which needs every batch to have tasks in proportion, or `packing`, which needs short rows
+            beside long ones.
         packing: with model.view text_to_text, put several rows of a batch, of any tasks, into one sequence: the same
-            losses and gradients from fewer tokens. Batches of similar lengths leave little to pack.
+            losses and gradients from fewer tokens.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
         precision: "float32", or "bfloat16" for autocast.
         selection: "average": one model for all tasks, that of the best average on tune; "per_task": beside it, the
@@ -201,9 +203,13 @@ class TrainingSection(OptimisationSection):
 
     selection: Literal["average", "per_task"] = "average"
     mixing: MixingSection = MixingSection()
-    group_by_length: bool = True
+    group_by_length: bool | None = None
     packing: bool = False
     gradient_cosines: GradientCosinesSection | None = None
+
+    def groups_by_length(self) -> bool:
+        """Return whether rows of similar length share batches."""
+        return self.balancing is None and not self.packing if self.group_by_length is None else self.group_by_length
 
 
 class Recipe(WrittenOut):

@@ -124,7 +124,7 @@ class RowsWorkload(Workload):
             self.prepared.about.collator(self.prepared.base.tokenizer),
             section.mixing,
             self.recipe.loss_weights(),
-            section.group_by_length,
+            section.groups_by_length(),
             self.recipe.method.options.get(ENCODER_LEARNING_RATE),
             callbacks=callbacks,
             balancing=section.balancing,

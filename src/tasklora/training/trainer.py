@@ -208,6 +208,7 @@ class MultiTaskTrainer(TasksTrainer):
     ) -> tuple[MultiTaskOutput | TextToTextOutput, Tensor]:
         """Return what the model says, and λ_t ℓ of each row, (N,)."""
         output = self.outputs(model, inputs)
+        assert output.losses is not None  # rows to train on have labels
         task_ids, losses = inputs["task_ids"], output.losses.detach()
         self.stop_if_not_finite(losses, task_ids)
         if note:
