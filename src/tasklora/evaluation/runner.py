@@ -75,7 +75,9 @@ def predict_rows(
     model.eval()
     try:
         with torch.inference_mode():
-            return _PREDICT[type(model)](model, task, rows, collator, batch_size)
+            # FSDP2 makes a subclass of the class of what it shards.
+            predict = next(_PREDICT[cls] for cls in type(model).__mro__ if cls in _PREDICT)
+            return predict(model, task, rows, collator, batch_size)
     finally:
         model.train(was_training)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.text_collate import IGNORED
 from tasklora.tuner import find_context, use_tasks
+from tasklora.tuner.sharding import is_sharded
 
 
 @dataclass
@@ -61,7 +62,7 @@ class TextToTextModel(nn.Module):
         self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, **_: Tensor
     ) -> TextToTextOutput:
         """Return the loss of each row; the arguments are what :class:`tasklora.tasks.TextToTextCollator` gives."""
-        losses = -self.log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
+        losses = -self._log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
         rows = {int(task): (task_ids == task).nonzero().flatten() for task in torch.unique(task_ids)}
         return TextToTextOutput(rows, losses)
 
@@ -75,6 +76,11 @@ class TextToTextModel(nn.Module):
         Logits are made for these places alone: with the vocabularies of today the others would cost more memory than
         everything else.
         """
+        return self._log_probabilities(task_ids, input_ids, attention_mask, targets)
+
+    def _log_probabilities(
+        self, task_ids: Tensor, input_ids: Tensor, attention_mask: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         columns = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (C,)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         with self._tasks(task_ids):
@@ -110,7 +116,11 @@ class TextToTextModel(nn.Module):
         encoder: Any = self.encoder
         with self._tasks(task_ids):
             tokens: Tensor = encoder.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=greedy
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=greedy,
+                # Processes that gather parameters together make as many steps as the longest answer needs.
+                synced_gpus=is_sharded(self),
             )
         return tokens[:, input_ids.shape[1] :]
 
