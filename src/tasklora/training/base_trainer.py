@@ -68,7 +68,6 @@ class TasksTrainer(Trainer):
     ) -> None:
         # Rows of one batch belong together (pairs; a batch's labels), so torch's DataParallel must not scatter them.
         args._n_gpu = min(args.n_gpu, 1)
-        self.is_sharded = is_sharded(model)
         args.remove_unused_columns = False
         super().__init__(
             model=model,
@@ -135,12 +134,17 @@ class TasksTrainer(Trainer):
         """Load what :meth:`write_model` wrote."""
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 shards the model."""
+        return is_sharded(self.model)
+
+    @property
     def about_tasks(self) -> list[str]:
         """Task names in the order of their ids."""
         return list(self.about.tasks)
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not self.is_sharded:  # that moved it
+        if not is_sharded(model):  # that moved it
             super()._move_model_to_device(model, device)
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:

@@ -50,7 +50,7 @@ from tasklora.training.preparing import Prepared
 from tasklora.training.processes import Processes, check_alone
 from tasklora.training.recipe import Recipe
 from tasklora.training.selection import BestPerTask, score_choices
-from tasklora.training.sharding import Sharding, sharding_of_launcher
+from tasklora.training.sharding import Sharding, unseen_by_accelerate
 from tasklora.training.workload import Workload
 from tasklora.training.workloads import workload_of
 from tasklora.tuner.card import CardScores, write_scores
@@ -98,27 +98,9 @@ def train_recipe(
         WorkerDiedError: if a process that loads images died; the run can be resumed.
         InterruptedRun: on Ctrl-C; the run can be resumed.
     """
-    with sharding_of_launcher() as sharding:
-        return _run(
-            recipe, output, overwrite, resume, command, console, score_untrained, callbacks or [], progress, sharding
-        )
-
-
-def _run(
-    recipe: Recipe | DenseRecipe,
-    output: str | Path,
-    overwrite: bool,
-    resume: bool,
-    command: str | None,
-    console: Console | None,
-    score_untrained: bool,
-    callbacks: list[TrainerCallback],
-    progress: ProgressDisplay | None,
-    sharding: Sharding | None,
-) -> tuple[RunResults, Prepared | DensePrepared]:
-    """Prepare what :func:`train_recipe` trains, then train it."""
     if recipe.shape == "dense":
         check_alone("a run on images")
+    sharding = Sharding.of_launcher()
     processes = Processes()
     console = console if console and processes.is_main else Console(quiet=True)
     command = command or shlex.join(["tasklora", *sys.argv[1:]])
@@ -146,11 +128,12 @@ def _run(
     split = recipe.tasks.report_on
     # before anything is written: bad data leaves no half-made run
     processes.main_first(lambda: work.load_data(["train", "tune", split]))
-    work.prepare()
-    if recipe.training.balancing is not None:
-        recipe.training.balancing.check(work.prepared.model, list(work.specs))
+    with unseen_by_accelerate():
+        work.prepare()
     if sharding is not None:
         sharding.check_model(work.prepared.model)
+    if recipe.training.balancing is not None:
+        recipe.training.balancing.check(work.prepared.model, list(work.specs))
     fingerprints = work.fingerprints()
     if not resume:
         processes.on_main(lambda: run.create(recipe, command, fingerprints, overwrite))
@@ -158,6 +141,7 @@ def _run(
         raise CheckpointError(
             f"the training rows are no longer those that {run.path} was begun with. Restore them, or start a new run."
         )
+    also = callbacks or []
     with explained(run, recipe):
         results = _train(
             recipe,
@@ -169,7 +153,7 @@ def _run(
             command,
             commit,
             score_untrained,
-            callbacks,
+            also,
             progress,
             sharding,
         )
@@ -203,19 +187,18 @@ def _train(
         sharding.shard(work.prepared.model)
     interrupt, bar, clock = StopOnInterrupt(processes), ProgressBar(console, progress), StepClock()
     selection = _best_per_task(recipe, run, work)
-    trainer = work.trainer(
-        training_arguments(recipe, run),
-        [
-            JsonLog(run.log),
-            bar,
-            *_early_stopping(recipe),
-            *([selection] if selection else []),
-            *callbacks,
-            interrupt,
-            clock,
-            *work.measuring(run),
-        ],
-    )
+    watching = [
+        JsonLog(run.log),
+        bar,
+        *_early_stopping(recipe),
+        *([selection] if selection else []),
+        *callbacks,
+        interrupt,
+        clock,
+        *work.measuring(run),
+    ]
+    with unseen_by_accelerate():
+        trainer = work.trainer(training_arguments(recipe, run), watching)
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     for reporter in trainer.callback_handler.callbacks:
@@ -255,15 +238,15 @@ def _train(
     started = time.perf_counter()
     with writing("predictions", run.predictions):
         scores = work.score(split, run.predictions if processes.is_main else None)
+    model = work.prepared.model
+    with gathered_updates(model):
+        if processes.is_main:
+            write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     per_task = None
     if selection:
         chosen = score_choices(work, split, scores, selection.folder, selection.choices)
         per_task = PerTaskResults(choices=selection.choices, scores={split: chosen})
         work.load(run.best)
-    model = work.prepared.model
-    with gathered_updates(model):
-        if processes.is_main:
-            write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     if not processes.is_main:
         processes.wait()
         return RunResults.read(run.results)

@@ -67,6 +67,10 @@ class Sharding:
                 "it would recompute without task ids: set training.gradient_checkpointing in the recipe",
             ),
             "FSDP_OFFLOAD_PARAMS": (_is_on("FSDP_OFFLOAD_PARAMS"), "parameters stay on the device"),
+            "ACCELERATE_USE_PARALLELISM_CONFIG": (
+                _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"),
+                "tasklora shards over one mesh of all processes",
+            ),
             "FSDP_IGNORED_MODULES": (bool(os.environ.get("FSDP_IGNORED_MODULES")), "all parameters are sharded"),
         }
         for name, (is_asked, why) in refused.items():
@@ -83,8 +87,8 @@ class Sharding:
         for name in ("balancing", "gradient_cosines"):
             if getattr(recipe.training, name, None) is not None:
                 raise UnsupportedError(
-                    f"training.{name} takes gradients of whole parameters, but FSDP shards them: leave it out, or train "
-                    "with plain processes (DDP)."
+                    f"training.{name} takes gradients of whole parameters, but FSDP shards them: leave it out, or "
+                    "train with plain processes (DDP)."
                 )
 
     def check_model(self, model: nn.Module) -> None:
@@ -153,23 +157,17 @@ class Sharding:
 
 
 @contextlib.contextmanager
-def sharding_of_launcher() -> Iterator[Sharding | None]:
-    """Yield how the launcher wants parameters sharded, None for not at all.
+def unseen_by_accelerate() -> Iterator[None]:
+    """Hide from accelerate and transformers that the launcher asks for FSDP: in the block they leave the model alone.
 
-    Inside the block accelerate and transformers do not see it, so that they leave the model alone.
-
-    Raises:
-        UnsupportedError: as :meth:`Sharding.of_launcher` says.
+    They would shard it themselves, and load weights in the first process only.
     """
-    sharding = Sharding.of_launcher()
-    if sharding is None:
-        yield None
-        return
-    asked = os.environ.pop(USE_FSDP)
+    asked = os.environ.pop(USE_FSDP, None)
     try:
-        yield sharding
+        yield
     finally:
-        os.environ[USE_FSDP] = asked
+        if asked is not None:
+            os.environ[USE_FSDP] = asked
 
 
 class ShardedOptimizerState:

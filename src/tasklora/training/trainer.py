@@ -208,9 +208,10 @@ class MultiTaskTrainer(TasksTrainer):
         """Run forward and backward of a batch, and return its part of the loss."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.is_sharded:  # gradients of all heads were reduced; the head of a task without rows must not decay
+            heads: Any = model.heads
             for name, is_present in zip(self.about_tasks, self._task_counts > 0, strict=True):
-                if not is_present and name in model.heads:  # type: ignore[operator]
-                    model.heads[name].zero_grad(set_to_none=True)  # type: ignore[index]
+                if not is_present and name in heads:
+                    heads[name].zero_grad(set_to_none=True)
         return loss
 
     def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
