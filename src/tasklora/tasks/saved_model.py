@@ -306,6 +306,8 @@ def _load_all_weights(encoder: torch.nn.Module, directory: Path) -> None:
     there = _sharded_parts(encoder, "full")
     try:
         if there:
+            if missing := there.keys() - tensors.keys():
+                raise RuntimeError(f"without {listing(sorted(missing), 4)}")
             placed = {key: placed_like(value, there.get(key)) for key, value in tensors.items()}
             encoder.load_state_dict({**encoder.state_dict(), **placed})
         else:
