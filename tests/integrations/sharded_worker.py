@@ -41,7 +41,6 @@ WAYS = {
     "autocast": ("tiny", [*FEW, "training.precision=bfloat16"]),
     "extended": ("tiny", []),
     "likelihood": ("text", FEW_TEXTS),
-    "greedy": ("text", [*FEW_TEXTS, "model.evaluation=greedy"]),
     "tied": ("text", FEW_TEXTS),
 }
 COARSE = {"half_base", "autocast"}  # rounded to bfloat16 in other places

@@ -58,6 +58,8 @@ def expect_same_files(one: Path, two: Path, rtol=1e-3, atol=1e-4) -> None:
         mine, theirs = read_safetensors(one / file), read_safetensors(two / file)
         assert mine.keys() == theirs.keys()
         for name, value in mine.items():
+            if name.endswith("key.bias"):
+                continue  # attention does not depend on it: Adam makes steps of what rounding leaves of its gradient
             torch.testing.assert_close(theirs[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n} {m}")
 
 
