@@ -121,6 +121,10 @@ GROUPS: dict[str, tuple[Feature, ...]] = {
         Feature("DDP, two processes", ("integrations/test_distributed.py::test_ddp",)),
         Feature("FSDP2, two processes", ("integrations/test_distributed.py::test_fsdp2",)),
         Feature(
+            "FSDP2 in `tasklora train`",
+            ("training/test_sharding.py::test_a_sharded_model_is_saved_and_loaded_bit_by_bit",),
+        ),
+        Feature(
             "activation checkpointing, both kinds",
             ("tuner/test_training_machinery.py::test_checkpointing_enabled_on_the_wrapper",),
         ),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tasklora.errors import CheckpointError, ConfigError, UnsupportedError, first_line, listing
 from tasklora.evaluation.subspaces import Factors, angle_cosines, cosines_of, inner_products, pairs_of, update_spaces
 from tasklora.tasks import Strict, parse, write_text_whole
+from tasklora.tuner.sharding import is_shard, reshard, whole
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -60,6 +62,30 @@ class Diagnostics(Strict):
                 matrix[one][other] = matrix[other][one] = entry
             found[layer] = matrix
         return found
+
+
+@contextlib.contextmanager
+def gathered_updates(model: nn.Module) -> Iterator[None]:
+    """Give the updates of a sharded model their whole parameters on the first process, for the ``with`` block.
+
+    All processes call this in step; nothing happens where nothing is sharded. The model cannot run inside the block.
+    """
+    reshard(model)
+    updates = [module for module in model.modules() if isinstance(module, (LowRankUpdate, TaskFactors))]
+    held = [
+        (module._parameters, name, parameter)
+        for update in updates
+        for module in update.modules()
+        for name, parameter in module._parameters.items()
+        if is_shard(parameter)
+    ]
+    for parameters, name, parameter in held:
+        parameters[name] = nn.Parameter(whole(parameter), requires_grad=False)
+    try:
+        yield
+    finally:
+        for parameters, name, parameter in held:
+            parameters[name] = parameter
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from tasklora.tasks import (
     compute_metrics,
 )
 from tasklora.tasks.ragged import Array, fitted, padded
+from tasklora.tuner.sharding import is_sharded
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -74,8 +75,11 @@ def predict_rows(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            return _PREDICT[type(model)](model, task, rows, collator, batch_size)
+        # FSDP2 gathers into tensors that training uses again, which those of inference mode cannot be.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+            # FSDP2 makes a subclass of the class of what it shards.
+            predict = next(_PREDICT[cls] for cls in type(model).__mro__ if cls in _PREDICT)
+            return predict(model, task, rows, collator, batch_size)
     finally:
         model.train(was_training)
 

@@ -14,6 +14,7 @@ from tasklora.errors import ConfigError
 from tasklora.tasks.heads import TaskHead, head_of
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tuner import find_context, use_tasks
+from tasklora.tuner.sharding import is_sharded
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -161,11 +162,12 @@ class MultiTaskModel(nn.Module):
         """Return the vectors that heads read, (R + K, d): the pooled encoder rows, then the words of `word_places`.
 
         On a CPU, rows of similar length go through the encoder together (:func:`length_groups`), so that little
-        arithmetic is spent on padding: a GPU would lose more by the smaller batches than it wins.
+        arithmetic is spent on padding: a GPU would lose more by the smaller batches than it wins, and processes that
+        gather parameters together must run the encoder equally often.
         """
         inputs = {**encoder_inputs, "attention_mask": attention_mask, "row_task_ids": row_task_ids}
         words = row_task_ids.new_empty(0, 2) if word_places is None else word_places  # (K, 2)
-        if attention_mask.device.type != "cpu":
+        if attention_mask.device.type != "cpu" or is_sharded(self):
             return torch.cat(self._embed(words, **inputs))
         lengths = (attention_mask * torch.arange(1, attention_mask.shape[1] + 1)).amax(dim=1)  # up to the last token
         groups = length_groups(lengths)

@@ -29,6 +29,7 @@ from tasklora.tasks.templates import TextToText
 from tasklora.tasks.text_forms import template_columns
 from tasklora.tasks.views import VIEWS, Collator, TaskModel, View
 from tasklora.tasks.whole_files import LAST_FILE, written_whole
+from tasklora.tuner.sharding import is_shard, placed_like, reshard, whole, writes
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -117,17 +118,28 @@ def save_model(model: TaskModel, about: SavedModel, directory: str | Path) -> No
     The files are written beside it and then moved into place one by one, ``tasklora.json`` last: a new directory that
     has it is complete, and one without it is refused when loading.
 
+    Of a model that FSDP2 has sharded, every process calls this, and the first one writes: the files are the same.
+
     Args:
         model: the model.
         about: what it is.
         directory: where; files of the same names in it are replaced.
     """
+    reshard(model)
+    gathered = whole(_sharded_parts(model.encoder, about.encoder))
+    heads = whole(model.heads.state_dict())
+    if not writes(model):
+        return
     with written_whole(directory) as scratch:
         if about.encoder == "adapter":
-            model.encoder.save_pretrained(scratch, save_embedding_layers=False)  # type: ignore[operator]
+            model.encoder.save_pretrained(  # type: ignore[operator]
+                scratch, save_embedding_layers=False, state_dict=gathered or None
+            )
+        elif about.encoder == "full" and gathered:
+            save_file(_contiguous(gathered), scratch / ENCODER_FILE, metadata={"format": "pt"})
         elif about.encoder == "full":
             save_module(model.encoder, str(scratch / ENCODER_FILE), metadata={"format": "pt"})
-        save_file(_contiguous(model.heads.state_dict()), scratch / HEADS_FILE, metadata={"format": "pt"})
+        save_file(_contiguous(heads), scratch / HEADS_FILE, metadata={"format": "pt"})
         (scratch / MODEL_FILE).write_text(about.model_dump_json(indent=2), encoding="utf-8")
 
 
@@ -140,8 +152,9 @@ def load_adapter_weights(encoder: torch.nn.Module, directory: Path) -> None:
     from peft import set_peft_model_state_dict
 
     adapter = read_safetensors(directory / ADAPTER_FILE)
-    check_adapter(encoder, adapter, directory)
-    set_peft_model_state_dict(encoder, adapter)
+    there = check_adapter(encoder, adapter, directory)
+    placed = {key: placed_like(value, there[key]) for key, value in adapter.items()}
+    set_peft_model_state_dict(encoder, placed)
 
 
 def load_weights(model: TaskModel, directory: str | Path) -> None:
@@ -150,6 +163,7 @@ def load_weights(model: TaskModel, directory: str | Path) -> None:
     Raises:
         CheckpointError: if a file is missing, damaged, or of another make.
     """
+    reshard(model)
     directory = Path(directory)
     heads = read_safetensors(directory / HEADS_FILE)
     kind = read_about(directory).encoder
@@ -288,24 +302,55 @@ def load_adapter(base: torch.nn.Module, name: str, directory: Path) -> torch.nn.
 
 def _load_all_weights(encoder: torch.nn.Module, directory: Path) -> None:
     path = directory / ENCODER_FILE
-    read_safetensors(path)  # says which file is missing or damaged
+    tensors = read_safetensors(path)  # says which file is missing or damaged
+    there = _sharded_parts(encoder, "full")
     try:
-        load_module(encoder, path)
+        if there:
+            if missing := there.keys() - tensors.keys():
+                raise RuntimeError(f"without {listing(sorted(missing), 4)}")
+            placed = {key: placed_like(value, there.get(key)) for key, value in tensors.items()}
+            encoder.load_state_dict({**encoder.state_dict(), **placed})
+        else:
+            load_module(encoder, path)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the base: {first_line(error)}") from error
 
 
-def check_adapter(encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path) -> None:
-    """Raise CheckpointError unless an adapter's tensors are those that the adapted encoder has."""
+def _sharded_parts(encoder: torch.nn.Module, kind: EncoderKind) -> dict[str, Any]:
+    """Return what of an encoder's state is saved, as this process holds it; nothing where it is not sharded.
+
+    Of an adapter all of the state is returned, as PEFT wants it, but without the base's sharded weights.
+    """
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(encoder, save_embedding_layers=False)
+    state = encoder.state_dict(keep_vars=True)
+    if kind == "frozen" or not any(map(is_shard, state.values())):
+        return {}
+    if kind == "adapter":
+        kept = {id(v) for v in get_peft_model_state_dict(encoder, state, save_embedding_layers=False).values()}
+        return {name: value for name, value in state.items() if id(value) in kept or not is_shard(value)}
+    names = {id(value): name for name, value in sorted(state.items(), reverse=True)}  # the first name of what is tied
+    return {name: state[name] for name in sorted(names.values())}
+
+
+def check_adapter(
+    encoder: torch.nn.Module, adapter: Mapping[str, torch.Tensor], directory: Path
+) -> dict[str, torch.Tensor]:
+    """Return the adapted encoder's own tensors by the names in an adapter's file.
+
+    Raises:
+        CheckpointError: if the adapter has others.
+    """
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(encoder, save_embedding_layers=False)
     wrong = tensor_differences(state, adapter)
     if wrong:
         raise CheckpointError(
             f"{directory / ADAPTER_FILE} does not fit the model: {listing(wrong, 4)} are missing, unexpected or of "
             "another shape. It was saved for another base or other tasks."
         )
+    return state
 
 
 def tensor_differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
@@ -315,13 +360,14 @@ def tensor_differences(wanted: Mapping[str, torch.Tensor], given: Mapping[str, t
 
 
 def _load_heads(model: TaskModel, heads: Mapping[str, torch.Tensor], directory: Path) -> None:
-    wrong = tensor_differences(model.heads.state_dict(), heads)
+    there = model.heads.state_dict()
+    wrong = tensor_differences(there, heads)
     if wrong:
         raise CheckpointError(
             f"{directory / HEADS_FILE} does not fit the tasks [{listing(model.task_names)}]: {listing(wrong, 4)} "
             "are missing, unexpected or of another shape. It was saved for other tasks."
         )
-    model.heads.load_state_dict(dict(heads))
+    model.heads.load_state_dict({key: placed_like(value, there[key]) for key, value in heads.items()})
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tasklora.tasks.packing import IGNORED, check_packs_causal, pack_rows
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tuner import find_context, use_tasks
+from tasklora.tuner.sharding import is_sharded
 
 
 @dataclass
@@ -82,7 +83,8 @@ class TextToTextModel(nn.Module):
         if packed:
             losses = self._losses_packed(task_ids, input_ids, attention_mask, targets)
         else:
-            losses = -self.log_probabilities(task_ids, input_ids, attention_mask, targets)[0].sum(dim=1)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            losses = -self._said(task_ids, targets, inputs)[0].sum(dim=1)
         rows = {int(task): (task_ids == task).nonzero().flatten() for task in torch.unique(task_ids)}
         return TextToTextOutput(rows, losses)
 
@@ -150,7 +152,11 @@ class TextToTextModel(nn.Module):
         encoder: Any = self.encoder
         with self._tasks(task_ids):
             tokens: Tensor = encoder.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=greedy
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=greedy,
+                # Processes that gather parameters together make as many steps as the longest answer needs.
+                synced_gpus=is_sharded(self),
             )
         return tokens[:, input_ids.shape[1] :]
 

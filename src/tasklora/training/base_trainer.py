@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from tasklora.errors import CheckpointError, NonFiniteLossError, UnsupportedError, listing
 from tasklora.evaluation import SplitScores
@@ -22,6 +22,8 @@ from tasklora.tasks.whole_files import PARTIAL, move_folder_into_place, writing
 from tasklora.training.balancer import BalancingCallback, TaskLosses
 from tasklora.training.balancing import BalancingSection
 from tasklora.training.checkpoints import LogState, checkpoint_folder, remove_older
+from tasklora.training.sharding import ShardedOptimizerState
+from tasklora.tuner.sharding import is_sharded, whole
 from tasklora.updates import LowRankUpdate
 from tasklora.updates.streams import TaskFactors
 
@@ -35,7 +37,7 @@ class TasksTrainer(Trainer):
     """A trainer of several tasks at once; a subclass says what a batch is, and how it is scored and saved.
 
     Args:
-        model: the model; it has an ``encoder``.
+        model: the model; it has an ``encoder``. It may be sharded: :meth:`tasklora.training.sharding.Sharding.shard`.
         about: what it is; written beside its weights in every checkpoint. It has ``tasks``, name → task.
         args: transformers' training arguments.
         dataset: the training rows.
@@ -46,7 +48,7 @@ class TasksTrainer(Trainer):
         balancing: what weighs the tasks against each other; None for the plain loss.
 
     Raises:
-        UnsupportedError: under FSDP or DeepSpeed.
+        UnsupportedError: under FSDP as accelerate does it, or DeepSpeed.
         ConfigError: if there is nothing to balance, or something is not installed.
     """
 
@@ -77,8 +79,8 @@ class TasksTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UnsupportedError(
-                f"{type(self).__name__} does not save sharded models yet: train with plain processes (DDP), not FSDP "
-                "or DeepSpeed."
+                f"{type(self).__name__} does not save what accelerate or DeepSpeed shard: train with plain processes "
+                "(DDP), or FSDP2 through `tasklora train`."
             )
         # compute_loss divides by what the whole step has itself.
         self.model_accepts_loss_kwargs = True
@@ -132,9 +134,30 @@ class TasksTrainer(Trainer):
         """Load what :meth:`write_model` wrote."""
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 shards the model."""
+        return is_sharded(self.model)
+
+    @property
     def about_tasks(self) -> list[str]:
         """Task names in the order of their ids."""
         return list(self.about.tasks)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not is_sharded(model):  # that moved it
+            super()._move_model_to_device(model, device)
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self.is_sharded and not getattr(model, "_is_accelerate_prepared", False):
+            # Lower precision is all that accelerate adds; wrapped as evaluation is, a model does not get DDP.
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+            model._is_accelerate_prepared = True  # type: ignore[assignment]
+        wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
+        return wrapped
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return norm.full_tensor() if self.is_sharded else norm
 
     def split_by_task(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Return batches with the rows of one task each, where rows have one; else the batch itself."""
@@ -275,6 +298,8 @@ class TasksTrainer(Trainer):
         if learned and self.balancer is not None:
             rate = self.balancer.rule.learning_rate or self.args.learning_rate
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0, "lr": rate})
+        if made and self.is_sharded:
+            optimizer.register_load_state_dict_pre_hook(ShardedOptimizerState())
         return optimizer
 
     def _run_epoch(self, **kwargs: Any) -> None:
@@ -315,9 +340,19 @@ class TasksTrainer(Trainer):
             shutil.rmtree(scratch)
             remove_older(folder, {place, best}, self.args.save_total_limit or len(os.listdir(folder)))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save their state; that of a sharded model's optimiser is gathered, and saved as one process has it."""
+        if not self.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what is trained; the frozen base is not written."""
-        if self.args.should_save:
+        if self.args.should_save or self.is_sharded:
             directory = Path(output_dir or self.args.output_dir)
             self.write_model(self.accelerator.unwrap_model(self.model), directory)
             if self.balancer is not None:

@@ -24,6 +24,7 @@ from tasklora.evaluation import (
     TrainingSummary,
     count_parameters,
     diagnose,
+    gathered_updates,
     machine_description,
     package_versions,
     peak_memory,
@@ -49,6 +50,7 @@ from tasklora.training.preparing import Prepared
 from tasklora.training.processes import Processes, check_alone
 from tasklora.training.recipe import Recipe
 from tasklora.training.selection import BestPerTask, score_choices
+from tasklora.training.sharding import Sharding, unseen_by_accelerate
 from tasklora.training.workload import Workload
 from tasklora.training.workloads import workload_of
 from tasklora.tuner.card import CardScores, write_scores
@@ -69,6 +71,7 @@ def train_recipe(
     """Train a recipe of either shape into a run directory.
 
     In a group of processes (torchrun, accelerate launch) each calls this; the main one writes, and all return the same.
+    Where the launcher asks for FSDP2, the model that is returned is sharded: all processes run it together, or none.
 
     Args:
         recipe: what to run.
@@ -88,7 +91,8 @@ def train_recipe(
         OutputError: if the directory cannot be used.
         CheckpointError: if a run to resume no longer has its rows, base or tasks.
         ConfigError: if the recipe cannot be run as it is, also where `report_to` names what is not there.
-        UnsupportedError: on images in a group of processes.
+        UnsupportedError: on images in a group of processes; under FSDP, if it is not FSDP2 or the recipe needs whole
+            parameters while it trains.
         NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
         MemoryRanOutError: saying what to lower; the run can be resumed.
         WorkerDiedError: if a process that loads images died; the run can be resumed.
@@ -96,6 +100,7 @@ def train_recipe(
     """
     if recipe.shape == "dense":
         check_alone("a run on images")
+    sharding = Sharding.of_launcher()
     processes = Processes()
     console = console if console and processes.is_main else Console(quiet=True)
     command = command or shlex.join(["tasklora", *sys.argv[1:]])
@@ -117,11 +122,16 @@ def train_recipe(
     else:
         processes.on_main(lambda: run.check_free(overwrite))
     check_reporters(recipe.training.report_to)
+    if sharding is not None:
+        sharding.check(recipe)
     work = workload_of(recipe)
     split = recipe.tasks.report_on
     # before anything is written: bad data leaves no half-made run
     processes.main_first(lambda: work.load_data(["train", "tune", split]))
-    work.prepare()
+    with unseen_by_accelerate():
+        work.prepare()
+    if sharding is not None:
+        sharding.check_model(work.prepared.model)
     if recipe.training.balancing is not None:
         recipe.training.balancing.check(work.prepared.model, list(work.specs))
     fingerprints = work.fingerprints()
@@ -134,7 +144,18 @@ def train_recipe(
     also = callbacks or []
     with explained(run, recipe):
         results = _train(
-            recipe, run, work, processes, console, checkpoint, command, commit, score_untrained, also, progress
+            recipe,
+            run,
+            work,
+            processes,
+            console,
+            checkpoint,
+            command,
+            commit,
+            score_untrained,
+            also,
+            progress,
+            sharding,
         )
     return results, work.prepared
 
@@ -151,6 +172,7 @@ def _train(
     score_untrained: bool,
     callbacks: list[TrainerCallback],
     progress: ProgressDisplay | None,
+    sharding: Sharding | None,
 ) -> RunResults:
     """Train what was prepared, score it, and write what came out."""
     split = recipe.tasks.report_on
@@ -161,21 +183,22 @@ def _train(
 
     if recipe.training.gradient_checkpointing:
         work.checkpoint_activations()
+    if sharding is not None:
+        sharding.shard(work.prepared.model)
     interrupt, bar, clock = StopOnInterrupt(processes), ProgressBar(console, progress), StepClock()
     selection = _best_per_task(recipe, run, work)
-    trainer = work.trainer(
-        training_arguments(recipe, run),
-        [
-            JsonLog(run.log),
-            bar,
-            *_early_stopping(recipe),
-            *([selection] if selection else []),
-            *callbacks,
-            interrupt,
-            clock,
-            *work.measuring(run),
-        ],
-    )
+    watching = [
+        JsonLog(run.log),
+        bar,
+        *_early_stopping(recipe),
+        *([selection] if selection else []),
+        *callbacks,
+        interrupt,
+        clock,
+        *work.measuring(run),
+    ]
+    with unseen_by_accelerate():
+        trainer = work.trainer(training_arguments(recipe, run), watching)
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     for reporter in trainer.callback_handler.callbacks:
@@ -197,13 +220,14 @@ def _train(
             f"interrupted at step {trainer.state.global_step}; a checkpoint is kept. "
             f"Go on with: tasklora train --resume {run.path}"
         )
-    if not processes.is_main:
+    if not (processes.is_main or sharding):
         processes.wait()
         work.load(run.best)
         return RunResults.read(run.results)
+    # The main process alone, or where the model is sharded all of them together, of which the main one writes.
     with writing("the model", run.final):
         work.save(run.final)
-    if selection:
+    if selection and processes.is_main:
         selection.write()
     best = _best_checkpoint(trainer, run)
     if best is not None:
@@ -213,14 +237,19 @@ def _train(
     console.print(f"scoring {split} …", highlight=False)
     started = time.perf_counter()
     with writing("predictions", run.predictions):
-        scores = work.score(split, run.predictions)
+        scores = work.score(split, run.predictions if processes.is_main else None)
     model = work.prepared.model
-    write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
+    with gathered_updates(model):
+        if processes.is_main:
+            write_diagnostics(run.diagnostics, diagnose(model, work.diagnosed_tasks(), list(work.specs)))
     per_task = None
     if selection:
         chosen = score_choices(work, split, scores, selection.folder, selection.choices)
         per_task = PerTaskResults(choices=selection.choices, scores={split: chosen})
         work.load(run.best)
+    if not processes.is_main:
+        processes.wait()
+        return RunResults.read(run.results)
     results = RunResults(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,

@@ -27,6 +27,7 @@ from tasklora.tasks.metrics import METRICS
 from tasklora.tasks.saved_model import MODEL_FILE, read_json
 from tasklora.tasks.whole_files import remove_folder
 from tasklora.training.workload import Workload
+from tasklora.tuner.sharding import is_sharded
 
 CHOICES_FILE = "tasks.json"
 STEP_PREFIX = "step-"
@@ -100,10 +101,17 @@ class BestPerTask(TrainerCallback):
             self._prune(args)
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any = None,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         """Write the model if it is the best so far of any task."""
-        if self._choose(metrics or {}, state.global_step) and state.is_world_process_zero:
+        is_best = self._choose(metrics or {}, state.global_step)
+        if is_best and (state.is_world_process_zero or is_sharded(model)):
             self.save(step_folder(self.folder, state.global_step))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

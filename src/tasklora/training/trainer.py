@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
@@ -61,7 +61,7 @@ class MultiTaskTrainer(TasksTrainer):
         packing: run the rows of a batch packed into few sequences; see :mod:`tasklora.training.text_trainer`.
 
     Raises:
-        UnsupportedError: under FSDP or DeepSpeed.
+        UnsupportedError: under FSDP as accelerate does it, or DeepSpeed.
         ConfigError: on `packing` where the model's view cannot pack.
     """
 
@@ -215,6 +215,18 @@ class MultiTaskTrainer(TasksTrainer):
             self.note_losses(losses, task_ids, self.loss_counts(inputs))
         return output, output.losses * self._lambdas.to(task_ids.device)[task_ids]
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run forward and backward of a batch, and return its part of the loss."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.is_sharded:  # gradients of all heads were reduced; the head of a task without rows must not decay
+            heads: Any = model.heads
+            for name, is_present in zip(self.about_tasks, self._task_counts > 0, strict=True):
+                if not is_present and name in heads:
+                    heads[name].zero_grad(set_to_none=True)
+        return loss
+
     def added_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Any) -> Tensor:
         """Return a batch's share of what the method adds to the loss of a step."""
         added = auxiliary_loss(self.accelerator.unwrap_model(model)).to(self.args.device)
@@ -242,10 +254,13 @@ class MultiTaskTrainer(TasksTrainer):
     def score_tune(self) -> SplitScores:
         """Return the scores of the tune rows; several processes score some of the tasks each."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        places = slice(self.args.process_index, None, self.args.world_size)
+        # All processes run a sharded model together, on the same rows.
+        places = slice(None) if self.is_sharded else slice(self.args.process_index, None, self.args.world_size)
         mine = dict(list(self.tune_rows.items())[places])
         found = score_tasks(model, mine, self.data_collator, self.args.per_device_eval_batch_size).tasks  # type: ignore[arg-type]
-        if self.args.world_size > 1:
+        if self.is_sharded:
+            (found,) = broadcast_object_list([found])  # the last bit may differ, and what follows from it must not
+        elif self.args.world_size > 1:
             found = {name: scores for part in gather_object([found]) for name, scores in part.items()}
         return SplitScores.of({name: found[name] for name in self.tune_rows})
 
