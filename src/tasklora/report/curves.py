@@ -62,7 +62,7 @@ def rows_drawn(source: Source) -> Picture | None:
         steps, counts = run.curve(f"drawn/{task}")
         if steps:
             last = run.results.training.steps
-            drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes[task]}
+            drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes.get(task)}
     if not drawn:
         return None
     order = sorted(drawn, key=lambda task: -drawn[task]["values"][-1])
@@ -93,8 +93,8 @@ def rows_drawn(source: Source) -> Picture | None:
         axes.set_ylabel("rows drawn")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        times = [drawn[task]["values"][-1] / drawn[task]["rows"] for task in named]
-        legend(figure, [f"{task}, {count:.2g} ×" for task, count in zip(named, times, strict=True)])
+        times = {task: drawn[task]["values"][-1] / drawn[task]["rows"] for task in named if drawn[task]["rows"]}
+        legend(figure, [f"{task}, {times[task]:.2g} ×" if task in times else task for task in named])
 
     return picture("rows-drawn", "Rows drawn of each task", reading, drawn, (7.6, 3.0), draw)
 

@@ -179,6 +179,8 @@ def _time(source: Source) -> str:
 
 
 def _range(numbers: list[int]) -> str:
+    if not numbers:  # all rows are streamed, and nobody knows how many there are
+        return "an unknown number of"
     return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import pydantic
@@ -12,6 +13,7 @@ from tasklora.tasks import (
     VIEWS,
     Evaluation,
     Split,
+    Streaming,
     Strict,
     Suite,
     TaskSpec,
@@ -97,9 +99,11 @@ class OwnTask(TaskSpec):
         files: a path, or a path for each split: .csv, .tsv, .jsonl, .json or .parquet, a folder with a file for each
             split, or one that `datasets` saved. Where validation is missing, a fixed fifth of train (at most 2,000
             rows) is held out for it.
+        streaming: read the training rows while training goes on, and never hold all of them; null reads them before.
     """
 
     files: Files | None = None
+    streaming: Streaming | None = None
 
     @pydantic.field_validator("files", mode="before")
     @classmethod
@@ -115,7 +119,7 @@ class OwnTask(TaskSpec):
 
     def spec(self) -> TaskSpec:
         """Return the task without where its rows are, which is no part of a saved model."""
-        return TaskSpec(**self.model_dump(exclude={"files"}))
+        return TaskSpec(**self.model_dump(exclude={"files", "streaming"}))
 
 
 class OwnSuite(Suite):
@@ -165,6 +169,12 @@ class TasksSection(Strict):
     def files(self) -> dict[str, Files]:
         """Return task → its files, of the tasks that have files of their own."""
         return {name: task.files for name, task in self.define.items() if task.files is not None}
+
+    def streaming(self, tasks: Collection[str]) -> dict[str, Streaming]:
+        """Return task → how its training rows are streamed, of those among `tasks` whose rows are."""
+        return {
+            name: task.streaming for name, task in self.define.items() if name in tasks and task.streaming is not None
+        }
 
 
 class GradientCosinesSection(Strict):
