@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,13 +72,21 @@ def predict_rows(
         batch_size: rows per batch, a row of several choices or documents counting as often; rows of similar length go
             together.
     """
-    was_training = model.training
+    with _evaluating(model), torch.inference_mode():
+        return _PREDICT[type(model)](model, task, rows, collator, batch_size)
+
+
+@contextlib.contextmanager
+def _evaluating(model: TaskModel) -> Iterator[None]:
+    """Put a model into evaluation mode and back, if it is not in it: of many tasks, it has many modules to tell."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
-        with torch.inference_mode():
-            return _PREDICT[type(model)](model, task, rows, collator, batch_size)
+        yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def _predict_texts(
@@ -141,10 +150,11 @@ def predict_tasks(
         progress: called with each task's name before its rows are predicted.
     """
     predictions = {}
-    for name, task_rows in rows.items():
-        if progress is not None:
-            progress(name)
-        predictions[name] = predict_rows(model, name, list(task_rows), collator, batch_size)
+    with _evaluating(model):
+        for name, task_rows in rows.items():
+            if progress is not None:
+                progress(name)
+            predictions[name] = predict_rows(model, name, list(task_rows), collator, batch_size)
     return predictions
 
 

@@ -39,7 +39,10 @@ def _accuracy(answers: Answers) -> float:
 def _mcc(answers: Answers) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(answers.labels, _with_a_class_for_none(answers)))
+    said = _with_a_class_for_none(answers)
+    if len(np.union1d(answers.labels, said)) < 2:  # sklearn says 0 too, with a warning for every task of many
+        return 0.0
+    return float(matthews_corrcoef(answers.labels, said))
 
 
 def _f1(answers: Answers) -> float:

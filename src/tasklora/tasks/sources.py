@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -239,8 +240,8 @@ class OwnRows:
     """
 
     def __init__(self, name: str, files: Files) -> None:
-        self.name = name
         self.where = f"task '{name}': "
+        self._read = functools.cache(read_table)  # train is asked for twice where validation is held out of it
         if isinstance(files, str):
             self.paths = find_splits(Path(files), self.where)
         else:
@@ -260,7 +261,7 @@ class OwnRows:
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
-        return read_table(self._path(split), self.where)
+        return self._read(self._path(split), self.where)
 
     def stream(self, split: Split) -> datasets.IterableDataset:
         """Return the rows of a split, read anew at every iteration."""
