@@ -49,7 +49,9 @@ def with_tasks(source: Source, tasks: Sequence[str]) -> Source:
         )
         for method in source.results.methods
     ]
-    runs = {method: [_SomeTasks(run.path, tuple(tasks)) for run in of] for method, of in source.runs.items()}
+    runs: dict[str, list[RunFiles]] = {
+        method: [_SomeTasks(run.path, tuple(tasks)) for run in of] for method, of in source.runs.items()
+    }
     results = source.results.model_copy(update={"metrics": metrics, "methods": methods})
     return dataclasses.replace(source, results=results, runs=runs)
 
