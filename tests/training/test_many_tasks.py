@@ -122,13 +122,10 @@ def check_a_run_of_many(project, folder, count):
     return results
 
 
-def test_a_recipe_of_more_tasks_than_can_be_looked_at(project, tmp_path):
-    check_a_run_of_many(project, tmp_path, 66)
-
-
 @pytest.mark.slow
-def test_a_recipe_of_a_thousand_tasks_trains_saves_and_reports(project, tmp_path):
-    check_a_run_of_many(project, tmp_path, TASKS)
+@pytest.mark.parametrize("count", [66, TASKS])
+def test_a_recipe_of_very_many_tasks_trains_saves_and_reports(project, tmp_path, count):
+    check_a_run_of_many(project, tmp_path, count)
 
 
 def scores_of(count):
