@@ -144,7 +144,7 @@ class Project:
             prepared.about.collator(prepared.base.tokenizer),
             recipe.training.mixing,
             recipe.loss_weights(),
-            recipe.training.groups_by_length(),
+            recipe.groups_by_length(),
             recipe.method.options.get("encoder_learning_rate"),
             balancing=recipe.training.balancing,
         )

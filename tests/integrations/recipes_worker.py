@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import torch
 
-from helpers_runs import AtStep, Project, use_method
+from helpers_runs import SUITE, AtStep, Project, use_method
 from tasklora.training import InterruptedRun, train_recipe
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -24,8 +24,16 @@ WAYS = {
     ],
     "selected": ["training.selection=per_task", "training.evaluate_every=5", "training.early_stopping_patience=3"],
     "interrupted": ["training.logging_steps=4"],
+    "streamed": ["tasks=STREAMED", "training.group_by_length=false", "training.epochs=3"],
     "uneven": ["training.mixing={epoch_rows: 34}", "training.epochs=3"],  # an epoch ends with a row for each
 }
+
+
+def streamed_tasks(tiny: Project) -> str:
+    """Return the section of a recipe with one task that is streamed and one that is not."""
+    define = {task: {**SUITE["tasks"][task], "files": str(tiny.data / task)} for task in ("mood", "heat")}
+    define["mood"]["streaming"] = {"rows": 40, "buffer": 15}
+    return json.dumps({"define": define})
 
 
 def main(project: str, output: str, batch: str) -> None:
@@ -35,7 +43,8 @@ def main(project: str, output: str, batch: str) -> None:
     root = Path(project)
     datasets.config.HF_DATASETS_CACHE = root / "cache"
     tiny = Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
-    for way, overrides in WAYS.items():
+    for way, given in WAYS.items():
+        overrides = [override.replace("STREAMED", streamed_tasks(tiny)) for override in given]
         recipe, run = tiny.load(f"training.batch_size={batch}", *overrides), Path(output) / way
         resume = False
         if way == "interrupted" and "WORLD_SIZE" in os.environ:

@@ -16,7 +16,7 @@ from sys import executable
 import pytest
 
 import helpers_killing as killing
-from helpers_runs import AtStep, environment, in_subprocess, log_of
+from helpers_runs import SUITE, AtStep, environment, in_subprocess, log_of
 from tasklora.training import train_recipe
 
 BY_EPOCH = ["model.head_dropout=0.3", "training.logging_steps=3", "training.selection=per_task"]
@@ -68,6 +68,17 @@ def test_killed_three_times_a_run_ends_as_if_never_killed(project, tmp_path):
     _, kills = kill_and_compare(project, tmp_path, overrides=BY_EPOCH, seed=0, at=at)
     assert [kill["run"] for kill in kills] == ["killed-0"] * 3
     assert [record["step"] for record in log_of(tmp_path / "killed-0") if "loss" in record] == [3, 6, 9, 12, 15]
+
+
+def test_a_killed_run_on_streamed_rows_ends_as_if_never_killed(project, tmp_path):
+    """In the second pass over the stream, of which a checkpoint keeps nothing."""
+    mood = {**SUITE["tasks"]["mood"], "files": str(project.data / "mood"), "streaming": {"rows": 40, "buffer": 20}}
+    heat = {**SUITE["tasks"]["heat"], "files": str(project.data / "heat")}
+    tasks = json.dumps({"define": {"mood": mood, "heat": heat}})
+    overrides = [*BY_STEPS[:2], f"tasks={tasks}", "training.group_by_length=false", "training.evaluate_every=3"]
+    at = [[r"open log.jsonl", 5]]  # at the end; what goes on from step 6 of 8 reads the stream from its beginning
+    _, kills = kill_and_compare(project, tmp_path, overrides=overrides, seed=0, at=at)
+    assert len(kills) == 1
 
 
 @pytest.mark.slow

@@ -117,8 +117,9 @@ def test_weights_are_those_of_the_chosen_tasks(project):
         ({"packing": True, "group_by_length": True}, True),
     ],
 )
-def test_rows_of_similar_length_share_batches_unless_steps_need_them_mixed(options, grouped):
-    assert TrainingSection(**options).groups_by_length() is grouped
+def test_rows_of_similar_length_share_batches_unless_steps_need_them_mixed(project, options, grouped):
+    recipe = project.load()
+    assert recipe.model_copy(update={"training": TrainingSection(**options)}).groups_by_length() is grouped
 
 
 def test_a_missing_section_is_named(tmp_path):

@@ -93,7 +93,7 @@ class TrainingSummary(Strict):
         best_tune_average: its average on tune.
         seconds: wall-clock time of training, evaluation on tune included, over all resumptions.
         step_seconds: median wall-clock time of an optimiser step, without loading and scoring; of the last resumption.
-        rows_per_task: name → training rows.
+        rows_per_task: name → training rows; tasks with streamed rows of an unknown number are left out.
         rows_drawn: name → rows drawn over the run, a row that came twice counted twice; empty for images, of which
             every epoch has all.
         stopped: why it ended.

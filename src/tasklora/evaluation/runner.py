@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,16 +73,24 @@ def predict_rows(
         batch_size: rows per batch, a row of several choices or documents counting as often; rows of similar length go
             together.
     """
-    was_training = model.training
+    # FSDP2 gathers into tensors that training uses again, which those of inference mode cannot be.
+    with _evaluating(model), torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        # FSDP2 makes a subclass of the class of what it shards.
+        predict = next(_PREDICT[cls] for cls in type(model).__mro__ if cls in _PREDICT)
+        return predict(model, task, rows, collator, batch_size)
+
+
+@contextlib.contextmanager
+def _evaluating(model: TaskModel) -> Iterator[None]:
+    """Put a model into evaluation mode and back, if it is not in it: of many tasks, it has many modules to tell."""
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
-        # FSDP2 gathers into tensors that training uses again, which those of inference mode cannot be.
-        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
-            # FSDP2 makes a subclass of the class of what it shards.
-            predict = next(_PREDICT[cls] for cls in type(model).__mro__ if cls in _PREDICT)
-            return predict(model, task, rows, collator, batch_size)
+        yield
     finally:
-        model.train(was_training)
+        model.train()
 
 
 def _predict_texts(
@@ -145,10 +154,11 @@ def predict_tasks(
         progress: called with each task's name before its rows are predicted.
     """
     predictions = {}
-    for name, task_rows in rows.items():
-        if progress is not None:
-            progress(name)
-        predictions[name] = predict_rows(model, name, list(task_rows), collator, batch_size)
+    with _evaluating(model):
+        for name, task_rows in rows.items():
+            if progress is not None:
+                progress(name)
+            predictions[name] = predict_rows(model, name, list(task_rows), collator, batch_size)
     return predictions
 
 

@@ -62,7 +62,7 @@ def rows_drawn(source: Source) -> Picture | None:
         steps, counts = run.curve(f"drawn/{task}")
         if steps:
             last = run.results.training.steps
-            drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes[task]}
+            drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes.get(task)}
     if not drawn:
         return None
     order = sorted(drawn, key=lambda task: -drawn[task]["values"][-1])
@@ -93,9 +93,9 @@ def rows_drawn(source: Source) -> Picture | None:
         axes.set_ylabel("rows drawn")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        times = [drawn[task]["values"][-1] / drawn[task]["rows"] for task in named]
-        said = [f"{count:,.0f} ×" if count >= 10 else f"{count:.2g} ×" for count in times]
-        legend(figure, [f"{task}, {count}" for task, count in zip(named, said, strict=True)])
+        times = {task: drawn[task]["values"][-1] / drawn[task]["rows"] for task in named if drawn[task]["rows"]}
+        said = {task: f", {times:,.0f} ×" if times >= 10 else f", {times:.2g} ×" for task, times in times.items()}
+        legend(figure, [task + said.get(task, "") for task in named])
 
     return picture("rows-drawn", "Rows drawn of each task", reading, drawn, (7.6, 3.0), draw)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from tasklora.errors import OutputError
+from tasklora.errors import OutputError, listing
 from tasklora.evaluation import Estimate, PerTaskResults, ScoredImages, package_versions, write_text_whole
 from tasklora.report import curves, figures, numbers, sizes
 from tasklora.report.division import division
@@ -20,12 +21,15 @@ from tasklora.report.examples import TaskErrors, worst_errors
 from tasklora.report.images import worst_images
 from tasklora.report.interference import interference
 from tasklora.report.loading import Source, load_source
+from tasklora.report.many_tasks import MOST_TASKS, picked_tasks, which, with_tasks
 from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
 from tasklora.report.transfer import transfer, with_transfer
 from tasklora.vision.spec import DenseTaskSpec
 
 REPORT_FILE = "report.html"
+PER_TASK = (figures.scores, figures.differences, transfer, curves.loss_curves, curves.score_curves)
+"""Figures with a mark, a row or a panel for each task."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def render(source: Source) -> str:
         failures=[(method.title, method.failures) for method in source.results.methods if method.failures],
         errors=_errors(source),
         errors_of=source.results.method(source.shown_method).title,
+        errors_among=which(source),
         style="\n".join((templates / style).read_text(encoding="utf-8") for style in styles),
         script=(templates / "report.js").read_text(encoding="utf-8"),
     )
@@ -131,8 +136,14 @@ def _pictures(source: Source) -> list[Picture]:
     makers += [curves.loss_curves, curves.score_curves, curves.rows_drawn, figures.parameters]
     if source.comparison:
         makers.append(figures.training_time)
-    made = [make(source) for make in makers]
-    return [picture for picture in [*made, *interference(source), *division(source)] if picture is not None]
+    few, note = with_tasks(source, picked_tasks(source)), which(source)
+
+    def noted(picture: Picture | None) -> Picture | None:
+        return picture and dataclasses.replace(picture, reading=picture.reading + note)
+
+    made = [noted(make(few)) if make in PER_TASK else make(source) for make in makers]
+    made += [*interference(source), *(noted(picture) for picture in division(few))]
+    return [picture for picture in made if picture is not None]
 
 
 def _facts(source: Source) -> dict[str, str]:
@@ -143,7 +154,7 @@ def _facts(source: Source) -> dict[str, str]:
     what = "images" if source.is_dense else "rows a task"
     has_units = numbers.has_units(results.metrics, source.is_dense)
     facts = {
-        "tasks": f"{len(results.metrics)} of {results.suite}: {', '.join(results.metrics)}",
+        "tasks": f"{len(results.metrics)} of {results.suite}: {listing(results.metrics, MOST_TASKS)}",
         "base model": results.base,
         "methods": ", ".join(method.title for method in results.methods),
         "seeds": ", ".join(map(str, results.seeds)),
@@ -191,6 +202,8 @@ def _time(source: Source) -> str:
 
 
 def _range(numbers: list[int]) -> str:
+    if not numbers:  # all rows are streamed, and nobody knows how many there are
+        return "an unknown number of"
     return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
 
 
@@ -381,7 +394,9 @@ def _errors(source: Source) -> list[TaskErrors]:
     }
     rows: Any = source.shown.rows
     specs: Any = source.specs
+    picked = picked_tasks(source)
     return [
         worst_errors(task, spec, rows[task], {title: said[task] for title, said in others.items()})
         for task, spec in specs.items()
+        if task in picked
     ]

@@ -8,8 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tasklora.errors import listing
 from tasklora.evaluation import ComparisonResults, MethodResults, ParameterCounts, PerTaskResults, SplitScores
 from tasklora.report import numbers
+from tasklora.report.many_tasks import worst_and_best
 from tasklora.tasks import TRAINING_METHODS
 from tasklora.tuner import METHODS
 
@@ -20,7 +22,10 @@ def score_table(
     untrained: Mapping[Any, SplitScores] | None = None,
     per_task: PerTaskResults | None = None,
 ) -> Table:
-    """Return scores per task and on average, beside those before training and at each task's own step if given."""
+    """Return scores per task and on average, beside those before training and at each task's own step if given.
+
+    Of very many tasks, the worst and the best are in it.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("task")
     table.add_column("rows", justify="right")
@@ -33,7 +38,9 @@ def score_table(
         table.add_column("its step", justify="right")
     for split, split_scores in scores.items():
         before = (untrained or {}).get(split)
-        for name, task in split_scores.tasks.items():
+        picked = worst_and_best({name: task.score for name, task in split_scores.tasks.items()})
+        for name in picked:
+            task = split_scores.tasks[name]
             for place, (metric, value) in enumerate(task.metrics.items()):
                 cells = [name if place == 0 else "", str(task.rows) if place == 0 else "", metric]
                 if before is not None:
@@ -54,7 +61,12 @@ def score_table(
         table.add_row(*cells)
         notes = [numbers.average_note(split_scores)]
         if split_scores.undefined:
-            notes.append(f"undefined on these rows, left out of the average: {', '.join(split_scores.undefined)}")
+            notes.append(f"undefined on these rows, left out of the average: {listing(split_scores.undefined)}")
+        if len(picked) < len(split_scores.tasks):
+            notes.append(
+                f"{len(picked)} of {len(split_scores.tasks):,} tasks: those with the lowest and the highest scores; "
+                "results.json and report.html have all"
+            )
         table.caption = "\n".join(note for note in notes if note) or None
     return table
 

@@ -2,7 +2,7 @@
 
 from tasklora.tasks.base_model import MINILM, BaseModel, load_base, load_skeleton, packaged_minilm, sha256_of
 from tasklora.tasks.collate import MultiTaskCollator, split_by_task
-from tasklora.tasks.data import TaskData, TaskRows, load_tasks
+from tasklora.tasks.data import StreamedRows, TaskData, TaskRows, load_tasks
 from tasklora.tasks.heads import HEADS, TaskHead, head_of
 from tasklora.tasks.kinds import KINDS, Kind
 from tasklora.tasks.methods import TRAINING_METHODS, TrainingMethod, training_method
@@ -19,6 +19,7 @@ from tasklora.tasks.saved_model import (
     save_model,
 )
 from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
+from tasklora.tasks.streaming import Streaming
 from tasklora.tasks.strict import Strict, parse, read_yaml
 from tasklora.tasks.templates import Evaluation, Template, TextToText, shipped_templates
 from tasklora.tasks.text_collate import TextToTextCollator, split_texts_by_task
@@ -46,6 +47,8 @@ __all__ = [
     "Packing",
     "SavedModel",
     "Split",
+    "StreamedRows",
+    "Streaming",
     "Strict",
     "Suite",
     "TaskData",

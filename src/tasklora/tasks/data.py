@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tasklora.tasks.sources import (
     source_of,
 )
 from tasklora.tasks.spec import Part, Split, TaskSpec
+from tasklora.tasks.streaming import PLACE, Passes, StreamedSource, Streaming, check_streamed
 
 if TYPE_CHECKING:
     import datasets
@@ -50,11 +52,14 @@ class TaskRows(TorchDataset[dict[str, Any]]):
     Attributes:
         labels: (rows,) class ids or values; (rows, V) where a row has several, NaN where it has fewer. float64. Of a
             task whose labels are texts, (rows,) of these.
+        streamed: whether training draws rows in the order in which they are read, and others than these.
 
     Raises:
         DataError: on missing columns, no rows, inputs that are not what the kind reads, or labels outside the head's
             range.
     """
+
+    streamed: ClassVar[bool] = False
 
     def __init__(
         self, name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split, keep: Sequence[str] = ()
@@ -86,11 +91,22 @@ class TaskRows(TorchDataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[int(index)]
         texts = self.kind.texts(self.spec, [row[column] for column in self.kind.text_columns(self.spec)])
-        label = self.labels[index]
+        return self._loaded(texts, self.labels[index], row)
+
+    def _loaded(self, texts: list[str], label: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         loaded: dict[str, Any] = {"texts": texts, "label": unpadded(label, count(label))}
         if self.keep:
             loaded["columns"] = {column: row[column] for column in self.keep}
         return loaded
+
+    @property
+    def size(self) -> int | None:
+        """How many rows there are to train on; None if that is unknown."""
+        return len(self)
+
+    def drawn(self, place: int) -> dict[str, Any]:
+        """Return the row that training draws at a place."""
+        return self[place]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -133,6 +149,67 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         return torch.tensor(self.kind.balanced_weights(self.spec, self.labels), dtype=torch.float32)
 
 
+class StreamedRows(TaskRows):
+    """The training rows of a task that are streamed: the first ones, checked, and the way to all of them.
+
+    What is known before training is known of the first rows: labels, digest, class weights, a sample. Every other row
+    is checked when it comes.
+
+    Args:
+        name: the task's name.
+        spec: the task.
+        first: those of the first rows that are not held out.
+        source: reads the others.
+        seed: of their order.
+        keep: further columns that rows come with.
+    """
+
+    streamed: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        name: str,
+        spec: TaskSpec,
+        first: datasets.Dataset,
+        source: StreamedSource,
+        seed: int,
+        keep: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, spec, first, "train", keep)
+        left_out = frozenset(range(len(source.first))) - frozenset(first[PLACE])
+        self._size = source.size(len(left_out))
+        self._passes = Passes(
+            functools.partial(source.read, self.rows.column_names),
+            left_out,
+            source.streaming.buffer,
+            seed,
+            _where(name, "train"),
+            self._size,
+        )
+
+    @property
+    def size(self) -> int | None:
+        """How many rows there are to train on, as the recipe says; None if that is unknown."""
+        return self._size
+
+    def drawn(self, place: int) -> dict[str, Any]:
+        """Return the row at a place of the stream, which has no end; forward is fast, back is not.
+
+        Raises:
+            DataError: naming the row, if it is none of the task, or cannot be read.
+        """
+        number, row = self._passes[place]
+        try:
+            texts = self.kind.texts(self.spec, [row[column] for column in self.kind.text_columns(self.spec)])
+            label = padded([self.kind.label(self.spec, row[self.spec.label], texts)])[0]
+        except WrongValueError as error:
+            raise DataError(
+                f"{_where(self.name, 'train')}, row {number}: {error} The last checkpoint is kept: mend the row where "
+                "it stands and go on with --resume."
+            ) from None
+        return self._loaded(texts, label, row)
+
+
 @dataclass(frozen=True)
 class TaskData:
     """All rows of a set of tasks: name → split → rows."""
@@ -158,6 +235,7 @@ def load_tasks(
     seed: int = 0,
     files: Mapping[str, Files] | None = None,
     keep: Mapping[str, Sequence[str]] | None = None,
+    streaming: Mapping[str, Streaming] | None = None,
 ) -> TaskData:
     """Load the splits of several tasks.
 
@@ -175,13 +253,21 @@ def load_tasks(
         seed: of the hold-out and the draw.
         files: task name → files of its own.
         keep: task name → further columns that its rows come with.
+        streaming: task name → how its training rows are streamed: those of tune (and of validation, where it is held
+            out) are drawn from the first ones.
 
     Raises:
         DataError: naming the missing file, column or row.
+        ConfigError: if rows that are to be streamed cannot be.
     """
+    for name in streaming or {}:
+        check_streamed(name, specs[name], (limits or {}).get("train"))
     loaded: dict[str, dict[Split, TaskRows]] = {}
     for name, spec in specs.items():
-        source = source_of(name, spec, data_root, files or {})
+        streams = (streaming or {}).get(name)
+        source = source_of(name, spec, data_root, files or {}, streams is not None)
+        stream = None if streams is None else StreamedSource(name, source, streams)
+        source = stream or source
         held_out = "tune" not in spec.splits and not source.has("tune")
         raw = {split: _load(source, name, spec, split) for split in splits if split != "tune" or not held_out}
         if held_out and ("train" in splits or "tune" in splits):
@@ -199,7 +285,12 @@ def load_tasks(
             rows = _draw(raw[split], limit, draw_seed)
             if split == "train":
                 rows = KINDS[spec.kind].for_training(spec, rows)
-            loaded[name][split] = TaskRows(name, spec, rows, split, (keep or {}).get(name, ()))
+            columns = (keep or {}).get(name, ())
+            loaded[name][split] = (
+                TaskRows(name, spec, rows, split, columns)
+                if stream is None or split != "train"
+                else StreamedRows(name, spec, rows, stream, seed, columns)
+            )
     return TaskData(specs, loaded)
 
 

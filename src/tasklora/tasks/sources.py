@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -51,6 +53,9 @@ class Rows(Protocol):
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
 
+    def stream(self, split: Split) -> datasets.IterableDataset:
+        """Return the rows of a split, read anew at every iteration and never held whole."""
+
 
 def read_table(path: Path, where: str = "") -> datasets.Dataset:
     """Return the rows of a file whose suffix is in :data:`FILE_FORMATS`, or of a folder that `datasets` saved.
@@ -68,15 +73,9 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
     from datasets.exceptions import DatasetGenerationError
 
     readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-    options: dict[str, Any] = {}
     if path.is_dir():
         return _saved_rows(path, where)
-    if path.suffix not in FILE_FORMATS:
-        raise DataError(
-            f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a folder that `datasets` saved."
-        )
-    if FILE_FORMATS[path.suffix] == "csv":
-        options = {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}
+    options = _options(path, where)
     try:
         rows = readers[FILE_FORMATS[path.suffix]](str(path), **options)
     except StopIteration:  # what datasets says to a file without content
@@ -84,8 +83,52 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(f"{where}cannot read {path}: {_cause(error)}") from None
     if options:
-        _check_columns(path, options["sep"], rows, where)
+        _check_columns(path, options["sep"], rows.column_names, where)
     return rows
+
+
+def stream_table(path: Path, where: str = "") -> datasets.IterableDataset:
+    """Return what :func:`read_table` returns, read anew at every iteration and never held whole.
+
+    Args:
+        path: the file or folder.
+        where: what an error message begins with.
+
+    Raises:
+        DataError: if it cannot be read, or only whole; rows after the first ones are read later.
+    """
+    from datasets import load_dataset
+
+    if path.is_dir():
+        return _saved_rows(path, where).to_iterable_dataset()
+    options = _options(path, where)
+    if path.suffix == ".json":
+        raise DataError(f"{where}cannot stream {path}: a list in a .json file is read whole. Write it as .jsonl.")
+    try:
+        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True, **options)
+        columns = list(next(rows.iter(batch_size=1)))  # plain `iter` would share the rows out among loading workers
+    except StopIteration:
+        raise DataError(f"{where}cannot read {path}: it has no rows.") from None
+    except Exception as error:  # streams raise what the readers do, not what `datasets` makes of it
+        raise DataError(f"{where}cannot read {path}: {_cause(error)}") from None
+    if options:
+        _check_columns(path, options["sep"], columns, where)
+    return rows
+
+
+def _options(path: Path, where: str) -> dict[str, Any]:
+    """Return how a file is read; none but for CSV.
+
+    Raises:
+        DataError: if its suffix is unknown.
+    """
+    if path.suffix not in FILE_FORMATS:
+        raise DataError(
+            f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a folder that `datasets` saved."
+        )
+    if FILE_FORMATS[path.suffix] != "csv":
+        return {}
+    return {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}
 
 
 def _cause(error: Exception) -> str:
@@ -99,7 +142,7 @@ def _cause(error: Exception) -> str:
     return first_line(cause)
 
 
-def _check_columns(path: Path, separator: str, rows: datasets.Dataset, where: str) -> None:
+def _check_columns(path: Path, separator: str, columns: list[str], where: str) -> None:
     """Raise DataError if a CSV file's rows have not as many values as its first line has names, or names repeat."""
     import csv
 
@@ -115,7 +158,7 @@ def _check_columns(path: Path, separator: str, rows: datasets.Dataset, where: st
             f"{where}cannot read {path}: its columns seem to be separated by {marks[other]}. A .csv file has commas, a "
             ".tsv file tabs: save it so" + (", or call it .tsv." if other == "\t" else ".")
         )
-    if any(name.startswith("__index_level_") for name in rows.column_names):  # where pandas puts surplus values
+    if any(name.startswith("__index_level_") for name in columns):  # where pandas puts surplus values
         raise DataError(
             f"{where}cannot read {path}: its rows have more values than its first line has names. Put quotes around "
             "texts that hold a comma, or name every column."
@@ -197,8 +240,8 @@ class OwnRows:
     """
 
     def __init__(self, name: str, files: Files) -> None:
-        self.name = name
         self.where = f"task '{name}': "
+        self._read = functools.cache(read_table)  # train is asked for twice where validation is held out of it
         if isinstance(files, str):
             self.paths = find_splits(Path(files), self.where)
         else:
@@ -218,12 +261,19 @@ class OwnRows:
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
+        return self._read(self._path(split), self.where)
+
+    def stream(self, split: Split) -> datasets.IterableDataset:
+        """Return the rows of a split, read anew at every iteration."""
+        return stream_table(self._path(split), self.where)
+
+    def _path(self, split: Split) -> Path:
         if split not in self.paths:
             raise DataError(
                 f"{self.where}no rows for split '{split}': its files are those of {listing(self.paths)}. Name a file "
                 f"for it: `files: {{{split}: PATH}}`."
             )
-        return read_table(self.paths[split], self.where)
+        return self.paths[split]
 
 
 class LocalRows:
@@ -250,27 +300,41 @@ class LocalRows:
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
+        return read_table(self._path(split), f"task '{self.name}': ")
+
+    def stream(self, split: Split) -> datasets.IterableDataset:
+        """Return the rows of a split, read anew at every iteration."""
+        return stream_table(self._path(split), f"task '{self.name}': ")
+
+    def _path(self, split: Split) -> Path:
         path = self._file(split)
         if path is None:
             raise DataError(
                 f"task '{self.name}': no file for split '{split}' in {self.folder} "
                 f"(looked for {', '.join(split + suffix for suffix in FILE_FORMATS)})."
             )
-        return read_table(path, f"task '{self.name}': ")
+        return path
 
 
 class HubRows:
-    """A data set on the Hugging Face hub, by its public name."""
+    """A data set on the Hugging Face hub, by its public name.
+
+    Args:
+        name: the task's name.
+        spec: the task.
+        streaming: never prepare the whole data set, but read the rows of a split as they come.
+    """
 
     holds_out_validation = False
 
-    def __init__(self, name: str, spec: TaskSpec) -> None:
+    def __init__(self, name: str, spec: TaskSpec, streaming: bool = False) -> None:
         if spec.hub is None:
             raise DataError(
                 f"task '{name}' has no public source: give its files with --data-root DIR, or `files` in the recipe."
             )
         self.hub = spec.hub
         self.name = name
+        self.streaming = streaming
 
     def has(self, split: Split) -> bool:
         """Return whether the data set names the split; `tune` never stands on the hub unless the suite says so."""
@@ -278,24 +342,56 @@ class HubRows:
 
     def load(self, split: Split) -> datasets.Dataset:
         """Return the rows of a split."""
+        from datasets import Dataset
+
+        with self._explained(split):
+            if self.streaming:
+                rows = self.stream(split)
+                return Dataset.from_list(list(rows), features=rows.features)
+            loaded: Dataset = self._loaded(split, streaming=False)
+            return loaded
+
+    def stream(self, split: Split) -> datasets.IterableDataset:
+        """Return the rows of a split, read anew at every iteration."""
+        with self._explained(split):
+            rows: datasets.IterableDataset = self._loaded(split, streaming=True)
+            return rows
+
+    def _loaded(self, split: Split, streaming: bool) -> Any:
         from datasets import load_dataset
 
         hub = self.hub
+        name = hub.splits.get(split, split)
+        return load_dataset(hub.path, hub.config, split=name, revision=hub.revision, streaming=streaming)
+
+    @contextlib.contextmanager
+    def _explained(self, split: Split) -> Iterator[None]:
         try:
-            return load_dataset(hub.path, hub.config, split=hub.splits.get(split, split), revision=hub.revision)
+            yield
+        except DataError:
+            raise
         except Exception as error:  # the hub raises many kinds; all mean that the rows are not to be had
             raise DataError(
-                f"task '{self.name}': cannot load '{hub.path}' ({hub.config or 'default'}, {split}) from the hub: "
-                f"{first_line(error)} Give local files with --data-root DIR instead."
+                f"task '{self.name}': cannot load '{self.hub.path}' ({self.hub.config or 'default'}, {split}) from the "
+                f"hub: {first_line(error)} Give local files with --data-root DIR instead."
             ) from error
 
 
-def source_of(name: str, spec: TaskSpec, data_root: str | Path | None, files: Mapping[str, Files]) -> Rows:
+def source_of(
+    name: str, spec: TaskSpec, data_root: str | Path | None, files: Mapping[str, Files], streaming: bool = False
+) -> Rows:
     """Return where a task's rows come from: the folder `data_root`, else files of its own, else the hub.
+
+    Args:
+        name: the task's name.
+        spec: the task.
+        data_root: the folder.
+        files: task name → files of its own.
+        streaming: whether its training rows will be streamed.
 
     Raises:
         DataError: if there is nothing.
     """
     if data_root is not None:
         return LocalRows(name, Path(data_root) / name)
-    return OwnRows(name, files[name]) if name in files else HubRows(name, spec)
+    return OwnRows(name, files[name]) if name in files else HubRows(name, spec, streaming)

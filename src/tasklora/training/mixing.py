@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from tasklora.errors import ConfigError
+from tasklora.errors import ConfigError, listing
 from tasklora.tasks import TaskRows
 from tasklora.training.mixing_section import MixingSection, MixSection
 
@@ -19,20 +19,39 @@ Integers: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 
 
+STREAM_PLACES = 2**40
+"""Places of a task with streamed rows in the index of all rows: a stream has no end, but no run draws more."""
+
+
 class MixedRows(Dataset[dict[str, Any]]):
     """The rows of several tasks behind one index: task after task.
 
     Args:
         tasks: task name → its rows, in the order of the task ids.
+
+    Attributes:
+        sizes: rows of each task; None where that is unknown.
+        streams: the tasks whose rows are streamed; each has :data:`STREAM_PLACES` places.
     """
 
     def __init__(self, tasks: Mapping[str, TaskRows]) -> None:
         self.tasks = list(tasks.items())
-        self.sizes = [len(rows) for _, rows in self.tasks]
-        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self.sizes = [rows.size for _, rows in self.tasks]
+        self.streams = [name for name, rows in self.tasks if rows.streamed]
+        places = [STREAM_PLACES if rows.streamed else len(rows) for _, rows in self.tasks]
+        self._starts = np.concatenate([[0], np.cumsum(places)])
+
+    def check_lengths(self) -> None:
+        """Raise ConfigError if not every row's length is known before training."""
+        if self.streams:
+            raise ConfigError(
+                f"training.group_by_length needs the lengths of all rows, but those of {listing(self.streams)} are "
+                "streamed. Leave it out: without saying, they are not grouped."
+            )
 
     def lengths(self) -> Integers:
         """Return the length of each row's longest text in characters, to group rows that need little padding."""
+        self.check_lengths()
         return np.concatenate([rows.lengths() for _, rows in self.tasks])
 
     def __len__(self) -> int:
@@ -41,17 +60,17 @@ class MixedRows(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
         name, rows = self.tasks[place]
-        return {**rows[int(index - self._starts[place])], "task": name}
+        return {**rows.drawn(int(index - self._starts[place])), "task": name}
 
 
-def task_shares(sizes: Mapping[str, int], mix: MixSection) -> Floats:
+def task_shares(sizes: Mapping[str, int | None], mix: MixSection) -> Floats:
     """Return p_t, the share of each task in what is drawn; they add up to 1.
 
     ``proportional`` p_t ∝ n_t; ``equal`` p_t = 1/T; ``temperature`` p_t ∝ n_t^(1/temperature); ``capped``
     p_t ∝ min(n_t, cap); ``weights`` p_t ∝ weight_t.
 
     Args:
-        sizes: task → n_t, its rows.
+        sizes: task → n_t, its rows; None if unknown, for strategies that do not go by it.
         mix: strategy and what it needs.
 
     Returns:
@@ -107,29 +126,39 @@ class MixingPlan:
         max_steps: the same in optimiser steps; overrides `epochs`.
         processes: how many share each batch; see :class:`SharedBatches`.
         batches_per_step: batches of an optimiser step, one after the other.
+        streams: tasks whose rows are streamed: they are drawn in the order of the stream.
 
     Attributes:
         rows: rows of an epoch.
+        is_streamed: (T,) which tasks are streamed.
+        ends: (T,) where each task's places end in :class:`MixedRows`.
 
     Raises:
-        ConfigError: if an epoch has fewer rows than there are tasks, or a schedule over epochs has only one.
+        ConfigError: if an epoch has fewer rows than there are tasks, a schedule over epochs has only one, or a number
+            of rows that is unknown is needed.
     """
 
     def __init__(
         self,
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, int | None],
         mixing: MixingSection | None = None,
         rows_per_step: int = 1,
         epochs: float = 1.0,
         max_steps: int | None = None,
         processes: int = 1,
         batches_per_step: int = 1,
+        streams: Collection[str] = (),
     ) -> None:
         self.mixing = mixing or MixingSection()
         self.mixing.check_tasks(sizes)
+        self.mixing.check_sizes([name for name, size in sizes.items() if size is None], streams)
         self.sizes = dict(sizes)
+        self.is_streamed = np.array([name in streams for name in sizes])
+        places = [STREAM_PLACES if name in streams else size or 0 for name, size in sizes.items()]
+        self.ends = np.cumsum(places)
         self.rows_per_step = rows_per_step
-        self.rows = self.mixing.epoch_rows or sum(min(size, self.mixing.cap or size) for size in sizes.values())
+        known = [size for size in sizes.values() if size is not None]
+        self.rows = self.mixing.epoch_rows or sum(min(size, self.mixing.cap or size) for size in known)
         if self.rows < len(sizes):
             raise ConfigError(
                 f"training.mixing.epoch_rows is {self.rows}, but there are {len(sizes)} tasks: an epoch draws at least "
@@ -183,6 +212,13 @@ class MixingPlan:
         """Return how many rows of each task an epoch draws; they add up to :attr:`rows`."""
         return list(self._counts(epoch if self.mixing.schedule is not None else 0))
 
+    def counts_before(self, epoch: int) -> Integers:
+        """Return how many rows of each task the epochs before one draw: (T,)."""
+        counts = np.zeros(len(self.sizes), dtype=np.int64)
+        for one in range(epoch):
+            counts += self._counts(one if self.mixing.schedule is not None else 0)
+        return counts
+
     def mean_counts(self) -> dict[str, float]:
         """Return how many rows of each task an epoch of the run draws on average."""
         counts = np.zeros(len(self.sizes))
@@ -203,7 +239,8 @@ class TaskMixingSampler(Sampler[int]):
 
     A task that is drawn more often than it has rows is gone through again and again, each time in a new order; one that
     is drawn less often gives a new random part every epoch. With `replacement` each row is drawn from all of its task.
-    The order depends on plan, seed and epoch only, so a resumed run draws the same rows.
+    The order depends on plan, seed and epoch only, so a resumed run draws the same rows. Of a task whose rows are
+    streamed, the next ones of its stream are drawn, in its order.
 
     Where the shares move within an epoch, each row gets a random time of the density that its task's share has over the
     epoch, and rows come in the order of their times; with shares that stay, that is a random order.
@@ -235,32 +272,44 @@ class TaskMixingSampler(Sampler[int]):
         generator = np.random.default_rng([self.seed, epoch])
         drawn, start = [], 0
         counts = self.plan.counts(epoch)
-        for size, count in zip(self.plan.sizes.values(), counts, strict=True):
-            if self.plan.mixing.replacement:
-                order = generator.integers(size, size=count)
+        before = self.plan.counts_before(epoch) if self.plan.is_streamed.any() else np.zeros_like(self.plan.ends)
+        for place, (size, count) in enumerate(zip(self.plan.sizes.values(), counts, strict=True)):
+            if self.plan.is_streamed[place]:
+                order = before[place] + np.arange(count)
+            elif self.plan.mixing.replacement:
+                order = generator.integers(size or 0, size=count)
             else:
-                rounds = -(-count // size)
-                order = np.concatenate([generator.permutation(size) for _ in range(rounds)])[:count]
+                rounds = -(-count // (size or 1))
+                order = np.concatenate([generator.permutation(size or 0) for _ in range(rounds)])[:count]
             drawn.append(start + order)
-            start += size
+            start = self.plan.ends[place]
         rows = np.concatenate(drawn)
         if self.plan.moves_within_epochs:
             mixed = rows[np.argsort(self._times(epoch, counts, generator), kind="stable")]
         else:
             mixed = generator.permutation(rows)
+        if self.plan.is_streamed.any():
+            self._put_in_order(mixed)
         return mixed if self.lengths is None else self._grouped(mixed, generator)
 
     def drawn_before(self, steps: int) -> Integers:
         """Return how many rows of each task the first optimiser steps of the run draw: (T,)."""
         epochs, more = divmod(steps, self.plan.steps_per_epoch)
-        counts = np.zeros(len(self.plan.sizes), dtype=np.int64)
-        for epoch in range(epochs):
-            counts += self.plan.counts(epoch)
+        counts = self.plan.counts_before(epochs)
         if more:
             begun = self.order(epochs)[: more * self.plan.rows_per_step]
-            ends = np.cumsum(list(self.plan.sizes.values()))
-            counts += np.bincount(np.searchsorted(ends, begun, side="right"), minlength=len(counts))
+            counts += np.bincount(self._tasks(begun), minlength=len(counts))
         return counts
+
+    def _tasks(self, rows: Integers) -> Integers:
+        """Return the task of each row."""
+        return np.searchsorted(self.plan.ends, rows, side="right").astype(np.int64)
+
+    def _put_in_order(self, mixed: Integers) -> None:
+        """Let the rows of each stream among `mixed` come in its order; which task comes when stays as it is."""
+        tasks = self._tasks(mixed)
+        places = np.flatnonzero(self.plan.is_streamed[tasks])
+        mixed[places[np.argsort(tasks[places], kind="stable")]] = np.sort(mixed[places])
 
     def _times(self, epoch: int, counts: list[int], generator: np.random.Generator) -> Floats:
         """Return a random time in [0, 1] for each row of the epoch, task after task."""

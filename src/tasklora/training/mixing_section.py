@@ -36,6 +36,11 @@ class MixSection(Strict):
                 raise ValueError(f"`{key}` is of strategy '{wanted}', but the strategy is '{self.strategy}'")
         return self
 
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the shares go by how many rows the tasks have."""
+        return self.strategy not in ("equal", "weights")
+
     def check_tasks(self, tasks: Collection[str], where: str = "training.mixing") -> None:
         """Check that weights name the recipe's tasks, all of them and no others.
 
@@ -115,3 +120,29 @@ class MixingSection(MixSection):
         super().check_tasks(tasks, where)
         if self.schedule is not None:
             self.schedule.check_tasks(tasks, f"{where}.schedule")
+
+    def check_sizes(self, unknown: Collection[str], streams: Collection[str]) -> None:
+        """Check that no number of rows is needed that is unknown.
+
+        Args:
+            unknown: tasks whose number of rows is unknown.
+            streams: tasks whose rows are streamed.
+
+        Raises:
+            ConfigError: saying what to give.
+        """
+        if self.replacement and streams:
+            raise ConfigError(
+                f"training.mixing.replacement draws from all rows of a task, but those of {listing(streams)} are "
+                "streamed. Leave it out."
+            )
+        ends = [self, *([self.schedule] if self.schedule is not None else [])]
+        needing = [f"strategy '{end.strategy}' goes by it" for end in ends if end.needs_sizes]
+        if self.epoch_rows is None:
+            needing.append("so does the length of an epoch, without epoch_rows")
+        if unknown and needing:
+            raise ConfigError(
+                f"the number of training rows of {listing(unknown)} is unknown, but in training.mixing "
+                f"{' and '.join(needing)}. Give it as streaming.rows, roughly is enough, or take for example "
+                "`mixing: {strategy: equal, epoch_rows: 100000}`."
+            )

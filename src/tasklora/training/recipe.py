@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import pydantic
@@ -12,6 +13,7 @@ from tasklora.tasks import (
     VIEWS,
     Evaluation,
     Split,
+    Streaming,
     Strict,
     Suite,
     TaskSpec,
@@ -97,9 +99,11 @@ class OwnTask(TaskSpec):
         files: a path, or a path for each split: .csv, .tsv, .jsonl, .json or .parquet, a folder with a file for each
             split, or one that `datasets` saved. Where validation is missing, a fixed fifth of train (at most 2,000
             rows) is held out for it.
+        streaming: read the training rows while training goes on, and never hold all of them; null reads them before.
     """
 
     files: Files | None = None
+    streaming: Streaming | None = None
 
     @pydantic.field_validator("files", mode="before")
     @classmethod
@@ -115,7 +119,7 @@ class OwnTask(TaskSpec):
 
     def spec(self) -> TaskSpec:
         """Return the task without where its rows are, which is no part of a saved model."""
-        return TaskSpec(**self.model_dump(exclude={"files"}))
+        return TaskSpec(**self.model_dump(exclude={"files", "streaming"}))
 
 
 class OwnSuite(Suite):
@@ -166,6 +170,12 @@ class TasksSection(Strict):
         """Return task → its files, of the tasks that have files of their own."""
         return {name: task.files for name, task in self.define.items() if task.files is not None}
 
+    def streaming(self, tasks: Collection[str]) -> dict[str, Streaming]:
+        """Return task → how its training rows are streamed, of those among `tasks` whose rows are."""
+        return {
+            name: task.streaming for name, task in self.define.items() if name in tasks and task.streaming is not None
+        }
+
 
 class GradientCosinesSection(Strict):
     """Cosines between the tasks' gradients of what they share: see :mod:`tasklora.evaluation.gradients`.
@@ -189,8 +199,8 @@ class TrainingSection(OptimisationSection):
         early_stopping_patience: evaluations without a better average on tune before training stops.
         balancing: how the tasks' losses or gradients are weighed against each other; null for the family's plain sum.
         group_by_length: put rows of similar length into the same batch, whatever their tasks. null: yes, unless
-            `balancing`, which needs every batch to have tasks in proportion, or `packing`, which needs short rows
-            beside long ones.
+            `balancing`, which needs tasks in proportion in every batch, `packing`, which needs short rows beside long
+            ones, or streamed tasks, whose rows are not known beforehand.
         packing: with model.view text_to_text, put several rows of a batch, of any tasks, into one sequence: the same
             losses and gradients from fewer tokens.
         keep_checkpoints: how many to keep; the best and the newest one are always kept.
@@ -206,10 +216,6 @@ class TrainingSection(OptimisationSection):
     group_by_length: bool | None = None
     packing: bool = False
     gradient_cosines: GradientCosinesSection | None = None
-
-    def groups_by_length(self) -> bool:
-        """Return whether rows of similar length share batches."""
-        return self.balancing is None and not self.packing if self.group_by_length is None else self.group_by_length
 
 
 class Recipe(WrittenOut):
@@ -234,6 +240,13 @@ class Recipe(WrittenOut):
         if self.tasks.suite is not None:
             return load_suite(self.tasks.suite)
         return OwnSuite(tasks={name: task.spec() for name, task in self.tasks.define.items()})
+
+    def groups_by_length(self) -> bool:
+        """Return whether rows of similar length share batches."""
+        section = self.training
+        if section.group_by_length is not None:
+            return section.group_by_length
+        return section.balancing is None and not section.packing and not self.tasks.streaming(self.task_specs())
 
     def task_specs(self) -> dict[str, TaskSpec]:
         """Return the chosen tasks, in the order of their ids, with the recipe's options applied.

@@ -25,7 +25,7 @@ from tasklora.tasks import (
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.directory import RunDirectory
 from tasklora.training.gradient_cosines import GradientCosinesCallback
-from tasklora.training.mixing import MixingPlan
+from tasklora.training.mixing import MixedRows, MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
 from tasklora.training.processes import process_count
 from tasklora.training.recipe import Recipe
@@ -45,6 +45,7 @@ def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequenc
         recipe.training.seed,
         recipe.tasks.files(),
         None if text is None else template_columns(specs, text.templates),
+        recipe.tasks.streaming(specs),
     )
 
 
@@ -69,8 +70,8 @@ class RowsWorkload(Workload):
         return {name: rows.fingerprint() for name, rows in self.data.split("train").items()}
 
     def rows_per_task(self) -> dict[str, int]:
-        """Return the number of training rows of each task."""
-        return {name: len(rows) for name, rows in self.data.split("train").items()}
+        """Return the number of training rows of each task, of those where it is known."""
+        return {name: rows.size for name, rows in self.data.split("train").items() if rows.size is not None}
 
     def prepare(self) -> None:
         """Build the model to train, its heads fitted to the training labels.
@@ -83,14 +84,18 @@ class RowsWorkload(Workload):
         processes, batches = process_count(), section.gradient_accumulation_steps
         rows_per_step = section.batch_size * batches * processes
         # What the trainer will draw by; here it is refused before a run is made.
+        mixed = MixedRows(self.data.split("train"))
+        if self.recipe.groups_by_length():
+            mixed.check_lengths()
         MixingPlan(
-            self.rows_per_task(),
+            dict(zip(self.specs, mixed.sizes, strict=True)),
             section.mixing,
             rows_per_step,
             section.epochs,
             section.max_steps,
             processes,
             batches,
+            mixed.streams,
         )
         self.prepared = prepare(self.recipe)
         if self.recipe.training.gradient_cosines is not None:
@@ -124,7 +129,7 @@ class RowsWorkload(Workload):
             self.prepared.about.collator(self.prepared.base.tokenizer),
             section.mixing,
             self.recipe.loss_weights(),
-            section.groups_by_length(),
+            self.recipe.groups_by_length(),
             self.recipe.method.options.get(ENCODER_LEARNING_RATE),
             callbacks=callbacks,
             balancing=section.balancing,

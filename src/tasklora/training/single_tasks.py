@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tasklora.errors import ConfigError, listing
 from tasklora.evaluation import ParameterCounts, RunResults, SplitScores, TrainingSummary, write_text_whole
 from tasklora.evaluation.results import RECIPE_FILE
 from tasklora.training.callbacks import ProgressDisplay
@@ -34,8 +35,17 @@ def single_recipes(recipe: Recipe, sizes: Mapping[str, int]) -> dict[str, Recipe
     Args:
         recipe: the recipe of all tasks.
         sizes: task → its training rows.
+
+    Raises:
+        ConfigError: if a task's number of rows is unknown.
     """
     training = recipe.training
+    unknown = [name for name in recipe.task_specs() if name not in sizes]
+    if unknown:
+        raise ConfigError(
+            f"METHOD@single trains each task for as long as the run of all tasks draws its rows, but how many rows "
+            f"{listing(unknown)} has is unknown: give streaming.rows."
+        )
     rows_per_step = training.batch_size * training.gradient_accumulation_steps
     plan = MixingPlan(sizes, training.mixing, rows_per_step, training.epochs, training.max_steps)
     made = {}

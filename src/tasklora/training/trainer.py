@@ -97,6 +97,7 @@ class MultiTaskTrainer(TasksTrainer):
             args.max_steps if args.max_steps > 0 else None,
             args.world_size,
             args.gradient_accumulation_steps,
+            mixed.streams,
         )
         self._drawn = self._drawn_at_last_log = torch.zeros(len(self.about_tasks), dtype=torch.long)
         self._drawn_steps = -1  # the optimiser steps that drew them

@@ -57,7 +57,7 @@ class Workload(ABC):
 
     @abstractmethod
     def rows_per_task(self) -> dict[str, int]:
-        """Return the number of training rows of each task."""
+        """Return the number of training rows of each task, of those where it is known."""
 
     @abstractmethod
     def prepare(self) -> None:

@@ -33,6 +33,7 @@ class Kind(ABC):
         most_inputs: how many input columns it has at most.
         takes_class_weights: whether ``class_weights: balanced`` means something.
         all_or_nothing: whether a row is either right or wrong.
+        gathers_rows: whether a row of the task is made of several ones of the table.
         reads: what its head reads of texts that are not a separate pair, with u for the pooled vector.
     """
 
@@ -41,6 +42,7 @@ class Kind(ABC):
     most_inputs: ClassVar[int] = 2
     takes_class_weights: ClassVar[bool] = False
     all_or_nothing: ClassVar[bool] = False
+    gathers_rows: ClassVar[bool] = False
     reads: ClassVar[str] = "u"
 
     # --- the task

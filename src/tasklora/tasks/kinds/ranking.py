@@ -27,6 +27,7 @@ class Ranking(Kind):
 
     name: ClassVar[str] = "ranking"
     settings: ClassVar[frozenset[str]] = frozenset({"group", "max_candidates"})
+    gathers_rows: ClassVar[bool] = True
 
     def check(self, spec: TaskSpec) -> None:
         """Raise ValueError without a query and a document."""
