@@ -22,7 +22,7 @@ from tasklora.report.facts import facts
 from tasklora.report.images import worst_images
 from tasklora.report.interference import interference
 from tasklora.report.loading import Source, load_source
-from tasklora.report.many_tasks import MOST_TASKS, picked_tasks, which, with_tasks
+from tasklora.report.many_tasks import picked_tasks, which, with_tasks
 from tasklora.report.shown import pictures_of
 from tasklora.report.svg import Picture
 from tasklora.report.transfer import transfer, with_transfer
