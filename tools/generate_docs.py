@@ -329,7 +329,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_inference": speed("inference"),
     "speed_start_and_files": speed("start_and_files"),
     "speed_streams": speed("streams"),
-    "speed_packing": speed("packing"),
     "balancing_methods": balancing_methods,
     "speed_balancing": speed("balancing"),
 }
