@@ -17,6 +17,7 @@ from helpers_runs import (
     AtStep,
     assert_same_state,
     log_of,
+    mostly_slow,
     randomise,
     trained_state,
     use_method,
@@ -77,7 +78,7 @@ def test_the_log_has_every_step_and_evaluation(trained):
         assert all(record[f"eval_{name}_loss"] > 0 for name in TASKS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, "mtl_lora", "per_task_lora", "hydra_lora"))
 def test_every_method_learns_the_tasks(project, tmp_path, method):
     recipe = project.load(use_method(method), "training.epochs=8", "training.batch_size=8")
     results, _ = train_recipe(recipe, tmp_path / "run", score_untrained=True)
