@@ -70,6 +70,7 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
         DataError: if it cannot be read, or a CSV file's columns are not those that its first line names.
     """
     from datasets import Dataset
+    from datasets.arrow_writer import SchemaInferenceError
     from datasets.exceptions import DatasetGenerationError
 
     readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
@@ -78,9 +79,10 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
     options = _options(path, where)
     try:
         rows = readers[FILE_FORMATS[path.suffix]](str(path), **options)
-    except StopIteration:  # what datasets says to a file without content
-        raise DataError(f"{where}cannot read {path}: it is empty.") from None
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except (StopIteration, DatasetGenerationError, ValueError, OSError) as error:
+        # What datasets says of a file without content; older ones miss what to infer columns from.
+        if isinstance(error, StopIteration) or isinstance(error.__cause__, SchemaInferenceError):
+            raise DataError(f"{where}cannot read {path}: it is empty.") from None
         raise DataError(f"{where}cannot read {path}: {_cause(error)}") from None
     if options:
         _check_columns(path, options["sep"], rows.column_names, where)
