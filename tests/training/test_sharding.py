@@ -74,6 +74,8 @@ def test_what_a_launcher_asks_for_is_read_and_kept_from_others(launched):
         ({"FSDP_IGNORED_MODULES": "heads"}, "FSDP_IGNORED_MODULES=heads, but all parameters are sharded"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "one mesh of all processes"),
         ({"FSDP_OFFLOAD_PARAMS": "perhaps"}, "FSDP_OFFLOAD_PARAMS=perhaps: give true or false"),
+        ({"ACCELERATE_USE_FSDP": "yes"}, "ACCELERATE_USE_FSDP=yes: give true or false"),
+        ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "1"}, "with FSDP2 only"),
     ],
 )
 def test_what_is_not_done_is_refused_before_a_run_is_made(project, tmp_path, launched, settings, message):

@@ -45,8 +45,9 @@ class Sharding:
 
         Raises:
             UnsupportedError: naming what it asks for that is not done here.
+            ConfigError: if a variable that says yes or no says neither.
         """
-        if os.environ.get(USE_FSDP, "false").lower() != "true":
+        if not _is_on(USE_FSDP):
             return None
         if process_count() == 1:
             raise UnsupportedError(
