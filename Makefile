@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist loadfile
 
-.PHONY: demo demo-vision test test-full test-lowest test-quantised lint docs docs-check bench bench-full bench-guard bench-balancing results-glue results-balancing results-commonsense results-products results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
+.PHONY: demo demo-vision test test-full test-processes test-lowest test-quantised lint docs docs-check bench bench-full bench-guard bench-balancing results-glue results-balancing results-commonsense results-products results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -24,6 +24,11 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m "slow or not slow"
+
+# What only processes of their own show, too long for `test`: examples, launchers, commands, imports in any order.
+test-processes: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m slow tests/examples tests/integrations/test_distributed.py \
+		tests/integrations/test_lm_eval_command.py tests/tuner/test_registration.py tests/training/test_interrupted_comparisons.py
 
 # Quantised bases for real. Their packages stand beside the environment: torchao reports kernels that it cannot load to
 # every process that imports PEFT.
@@ -107,7 +112,7 @@ results-commonsense: $(STAMP)
 results-products: $(STAMP)
 	$(BIN)/tasklora compare recipes/product-matching.yaml --data-root data/product_matching --output runs/products-comparison \
 		--methods lora,mtl_lora,per_task_lora,heads_only --seeds 0,1 $(GLUE_CHOSEN) \
-		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 160, tune: 60, test: 200}'
+		--set training.epochs=2 --set model.max_length=64 --set 'tasks.limits={train: 300, tune: 100, test: 300}'
 
 # The same for the demo's embedded tasks, without any download: benchmarks/results/embedded-comparison.json.
 results-embedded: $(STAMP)

@@ -14,7 +14,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,12 @@ TASKS = ["mood", "answer", "heat"]
 EVERY_METHOD = list(TRAINING_METHODS)
 
 
-def mostly_slow(cases: list[str], *quick: str) -> list[Any]:
+def mostly_slow(cases: Iterable[Any], *quick: Any) -> list[Any]:
     """Return the cases for a test that runs `quick` ones always, and the others with ``make test-full``."""
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    return [
+        case if case in quick else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
 METHODS = [name for name, method in TRAINING_METHODS.items() if method.encoder == "adapter"]

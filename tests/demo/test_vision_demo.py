@@ -50,6 +50,7 @@ def test_the_report_shows_every_method_on_every_image(made):
         assert method.title in page
 
 
+@pytest.mark.slow
 def test_a_finished_demo_is_replaced_and_nothing_else(made):
     path, _ = made
     before = ComparisonResults.read(path / "results.json").created

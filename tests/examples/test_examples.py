@@ -1,4 +1,7 @@
-"""Every script under examples/ runs, proves its point by itself, and stands in the list of examples."""
+"""Every script under examples/ runs, proves its point by itself, and stands in the list of examples.
+
+`make test-processes` runs the scripts.
+"""
 
 import os
 import re
@@ -32,6 +35,7 @@ def outcomes(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in TORCHRUN], ids=lambda path: path.stem)
 def test_example(outcomes, script):
     printed = (outcomes / f"{script.stem}.out").read_text(encoding="utf-8")
@@ -42,6 +46,7 @@ def test_example(outcomes, script):
     assert printed.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TORCHRUN, ids=lambda path: path.stem)
 def test_example_on_two_processes(script, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -52,6 +57,7 @@ def test_example_on_two_processes(script, tmp_path):
     assert done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_examples_leave_nothing_behind(outcomes):
     """They write into temporary folders only."""
     assert {path.suffix for path in outcomes.iterdir()} == {".out", ".rc"}

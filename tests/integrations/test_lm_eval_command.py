@@ -44,9 +44,8 @@ def installed(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "program", ["lm_eval", pytest.param("tasklora.evaluation.lm_eval_bridge", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["lm_eval", "tasklora.evaluation.lm_eval_bridge"])
 def test_the_command(program, base, adapter, tasks, tmp_path):
     """lm-eval's own command, and this module as one, score as lm-eval does when it is called from Python."""
     if program == "lm_eval":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers_runs import EVERY_METHOD, METHODS, use_method
+from helpers_runs import EVERY_METHOD, METHODS, mostly_slow, use_method
 from tasklora.errors import ConfigError
 from tasklora.tasks import TRAINING_METHODS, training_method
 from tasklora.training import prepare
@@ -33,7 +33,7 @@ def test_what_takes_gradients(project, method):
     assert {name.split(".")[1] for name in trained_names(model) if name.startswith("heads.")} == set(model.heads)
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", mostly_slow(EVERY_METHOD, "mtl_lora", "lora", "full_fine_tuning", "heads_only"))
 def test_training_changes_that_and_nothing_else(project, tmp_path, method):
     trainer = project.trainer(tmp_path, use_method(method), "training.max_steps=3", "training.group_by_length=false")
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}

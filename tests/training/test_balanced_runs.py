@@ -11,7 +11,7 @@ import torch
 
 from helpers_balancing import CLOSE, NEEDED, balanced, expect_same, plain, step
 from helpers_dense import dense_project  # noqa: F401
-from helpers_runs import TASKS, AtStep, assert_same_state, log_of, randomise, use_method
+from helpers_runs import TASKS, AtStep, assert_same_state, log_of, mostly_slow, randomise, use_method
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation import RunResults
 from tasklora.tasks import read_safetensors
@@ -22,7 +22,7 @@ from tasklora.training.contenders import contender, title_of
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="TorchJD (tasklora[balancing]) is not installed")
 SMALL = ("training.epochs=1", "tasks.limits={train: 12}")
-STATEFUL = ["uw", "dwa", "famo", "gradvac", "nash_mtl"]
+STATEFUL = mostly_slow(["uw", "dwa", "famo", "gradvac", "nash_mtl"], "uw", "gradvac")
 
 
 def ctrl_c(**_):
@@ -38,7 +38,7 @@ def use_balancing(name, **options):
     return f"training.balancing={ {'method': name, **NEEDED.get(name, {}), **options} }".replace("'", "")
 
 
-@pytest.mark.parametrize("name", BALANCING_METHODS)
+@pytest.mark.parametrize("name", mostly_slow(BALANCING_METHODS, "uw", "famo", "pcgrad", "cagrad", "nash_mtl", "upgrad"))
 def test_every_method_trains(project, tmp_path, name):
     trainer = project.trainer(tmp_path, use_balancing(name), "training.max_steps=3", "training.evaluate_every=99")
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -50,7 +50,7 @@ def test_every_method_trains(project, tmp_path, name):
     assert all(record["grad_norm"] > 0 for record in logs)
 
 
-@pytest.mark.parametrize("name", ["uw", "famo", "gradvac"])
+@pytest.mark.parametrize("name", mostly_slow(["uw", "famo", "gradvac"], "famo"))
 def test_batch_8_equals_batch_2_accumulated_4_times(project, tmp_path, name):
     train_recipe(project.load(*SMALL, use_balancing(name), "training.batch_size=8"), tmp_path / "eight")
     accumulated = ("training.batch_size=2", "training.gradient_accumulation_steps=4")

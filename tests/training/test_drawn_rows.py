@@ -59,7 +59,7 @@ def weights_of(directory):
 @pytest.mark.parametrize(
     ("overrides", "per_step", "epoch_rows", "stops"),
     [
-        ((ANNEALED, "training.epochs=4"), 16, 40, (1, 7, 12)),
+        pytest.param((ANNEALED, "training.epochs=4"), 16, 40, (1, 7, 12), marks=pytest.mark.slow),
         ((BY_STEP, *ACCUMULATED, "training.max_steps=13", "training.evaluate_every=5"), 12, 114, (4, 10)),
     ],
     ids=["annealed over epochs, with replacement", "over steps, accumulated"],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers_runs import EVERY_METHOD, use_method
+from helpers_runs import EVERY_METHOD, mostly_slow, use_method
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.evaluation import predict_tasks, read_diagnostics
 from tasklora.report.page import write_report
@@ -30,7 +30,7 @@ def predictions(project, run, *tasks):
     }
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", mostly_slow(EVERY_METHOD, "mtl_lora", "hydra_lora", "heads_only"))
 def test_trained_tasks_keep_their_numbers_bit_by_bit(project, tmp_path, method):
     run = trained(project, tmp_path / "first", use_method(method))
     recipe = project.load(THEN, *QUICK, use_method(method), f"extends={run}", "training.learning_rate=0.05")

@@ -70,7 +70,7 @@ def whole(project, tmp_path_factory):
 
 
 # the first step, the middle of an epoch, its end (where evaluation is due), the middle of the second, the last step
-@pytest.mark.parametrize("step", [1, 3, 8, 11, 16])
+@pytest.mark.parametrize("step", mostly_slow([1, 3, 8, 11, 16], 3, 8))
 def test_a_resumed_run_equals_an_uninterrupted_one(project, whole, tmp_path, step):
     interrupt(project.load(DROPOUT), tmp_path / "run", step)
     assert not (tmp_path / "run" / "results.json").exists()
@@ -173,7 +173,14 @@ def spoil(task, value):
     return action
 
 
-@pytest.mark.parametrize(("task", "value"), [("mood", float("nan")), ("answer", float("inf")), ("heat", float("nan"))])
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [
+        ("answer", float("inf")),
+        pytest.param("mood", float("nan"), marks=pytest.mark.slow),
+        pytest.param("heat", float("nan"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_that_is_not_finite_names_its_task_and_keeps_the_last_good_checkpoint(
     project, whole, tmp_path, task, value
 ):

@@ -70,6 +70,7 @@ def test_killed_three_times_a_run_ends_as_if_never_killed(project, tmp_path):
     assert [record["step"] for record in log_of(tmp_path / "killed-0") if "loss" in record] == [3, 6, 9, 12, 15]
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_streamed_rows_ends_as_if_never_killed(project, tmp_path):
     """In the second pass over the stream, of which a checkpoint keeps nothing."""
     mood = {**SUITE["tasks"]["mood"], "files": str(project.data / "mood"), "streaming": {"rows": 40, "buffer": 20}}

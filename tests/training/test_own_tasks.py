@@ -8,7 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 
-from helpers_runs import AtStep, assert_same_state, tiny_row, trained_state, write_rows
+from helpers_runs import AtStep, assert_same_state, mostly_slow, tiny_row, trained_state, write_rows
 from tasklora.errors import ConfigError, DataError
 from tasklora.tasks import load_weights
 from tasklora.training import compare_methods, load_recipe, train_recipe
@@ -66,9 +66,10 @@ def places(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    "place", ["jsonl", "csv", "tsv", "parquet", "split files", "folder", "saved", "saved splits", "public name"]
-)
+SOURCES = ["jsonl", "csv", "tsv", "parquet", "split files", "folder", "saved", "saved splits", "public name"]
+
+
+@pytest.mark.parametrize("place", mostly_slow(SOURCES, "csv", "parquet", "split files", "saved splits", "public name"))
 def test_every_source_trains(recipe_of, places, tmp_path, place):
     recipe = recipe_of("training.max_steps=2", **places[place])
     results, _ = train_recipe(recipe, tmp_path / "run")

@@ -122,7 +122,11 @@ def test_what_cannot_be_reported_to_is_said_before_the_first_step(project, tmp_p
             (use_method("heads_only"),),
             "best/ (heads), results.json, report.html, log.jsonl, predictions.jsonl; export: ",
         ),
-        ((use_method("hydra_lora"),), "predictions.jsonl; predict: tasklora predict run TEXT --task mood"),
+        pytest.param(
+            (use_method("hydra_lora"),),
+            "predictions.jsonl; predict: tasklora predict run TEXT --task mood",
+            marks=pytest.mark.slow,
+        ),
         (("training.selection=per_task",), "best_per_task/ (each task's own), results.json"),
     ],
 )

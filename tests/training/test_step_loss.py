@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers_runs import METHODS, TASKS, AtStep, log_of, randomise, use_method
+from helpers_runs import METHODS, TASKS, AtStep, log_of, mostly_slow, randomise, use_method
 from tasklora.tasks import model as model_module
 from tasklora.tasks import read_safetensors
 from tasklora.training import train_recipe
@@ -121,7 +121,7 @@ def assert_same_run(one, other, tolerance):
             )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, "mtl_lora", "ta_lora"))
 def test_batch_8_equals_batch_2_accumulated_4_times(project, tmp_path, method):
     common = (use_method(method), WEIGHTED, "training.epochs=1", "tasks.limits={train: 12}")
     train_recipe(project.load(*common, "training.batch_size=8"), tmp_path / "eight")
@@ -131,7 +131,7 @@ def test_batch_8_equals_batch_2_accumulated_4_times(project, tmp_path, method):
     assert_same_run(tmp_path / "accumulated", tmp_path / "eight", 1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, "mtl_lora", "hydra_lora"))
 def test_activation_checkpointing_changes_nothing(project, tmp_path, method):
     common = (use_method(method), "training.epochs=1", "tasks.limits={train: 20}")
     train_recipe(project.load(*common), tmp_path / "plain")

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 
-from helpers_runs import TASKS, AtStep, assert_same_state, log_of, randomise, use_method
+from helpers_runs import TASKS, AtStep, assert_same_state, log_of, mostly_slow, randomise, use_method
 from tasklora.errors import CheckpointError, ConfigError, InterruptedRun
 from tasklora.evaluation import RunResults
 from tasklora.report.loading import load_source
@@ -136,7 +136,7 @@ def assert_same_choices(one, other):
         assert_same_state(weights_of(one / "best_per_task" / folder), weights_of(other / "best_per_task" / folder))
 
 
-@pytest.mark.parametrize("step", [2, 6, 11, 16])
+@pytest.mark.parametrize("step", mostly_slow([2, 6, 11, 16], 6))
 def test_a_resumed_run_chooses_what_an_uninterrupted_one_does(project, whole, tmp_path, step):
     run = tmp_path / "run"
     interrupt(project.load(*PER_TASK), run, step)

@@ -8,6 +8,7 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, TaskType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.peft_types import PeftType
 
+from helpers_runs import mostly_slow
 from tasklora.tuner import METHODS, TaskLoraModel, register
 
 
@@ -32,10 +33,14 @@ KNOWN = "from peft.utils.peft_types import PeftType; print(PeftType('MTL_LORA').
     [
         "import tasklora, peft",
         "import peft, tasklora",
-        "import tasklora.tuner, peft",  # PEFT's import falls into the middle of that of the tuner
-        "import tasklora.vision.swin.tuner, peft",
-        "import tasklora, importlib.util; importlib.util.find_spec('peft'); import peft",  # asked for before, only
-        "import tasklora.training, peft",  # as transformers does
+        *mostly_slow(
+            [
+                "import tasklora.tuner, peft",  # PEFT's import falls into the middle of that of the tuner
+                "import tasklora.vision.swin.tuner, peft",
+                "import tasklora, importlib.util; importlib.util.find_spec('peft'); import peft",  # asked for, only
+                "import tasklora.training, peft",  # as transformers does
+            ]
+        ),
     ],
 )
 def test_either_order_of_imports(imports):
