@@ -25,10 +25,13 @@ test: $(STAMP)
 test-full: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m "slow or not slow"
 
-# What only processes of their own show, too long for `test`: examples, launchers, commands, imports in any order.
+# Too long for `test`, but run by CI: what processes of their own show (examples, launchers, kills, commands, imports in
+# any order), and a thousand tasks.
 test-processes: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m slow tests/examples tests/integrations/test_distributed.py \
-		tests/integrations/test_lm_eval_command.py tests/tuner/test_registration.py tests/training/test_interrupted_comparisons.py
+		tests/integrations/test_recipes_in_processes.py tests/integrations/test_sharded_recipes.py \
+		tests/integrations/test_balanced_processes.py tests/integrations/test_lm_eval_command.py tests/tuner/test_registration.py \
+		tests/training/test_interrupted_comparisons.py tests/training/test_killed_runs.py tests/training/test_many_tasks.py
 
 # Quantised bases for real. Their packages stand beside the environment: torchao reports kernels that it cannot load to
 # every process that imports PEFT.
@@ -105,7 +108,7 @@ results-balancing: $(STAMP)
 # Eight commonsense tasks as multiple choice; data/commonsense holds TASK/{train,test}.json.
 results-commonsense: $(STAMP)
 	$(BIN)/tasklora compare recipes/commonsense.yaml --data-root data/commonsense --output runs/commonsense-comparison \
-		--methods lora,mtl_lora,heads_only --seeds 0,1 $(GLUE_CHOSEN) \
+		--methods lora,mtl_lora,heads_only --seeds 0,1,2 $(GLUE_CHOSEN) \
 		--set training.epochs=2 --set 'tasks.limits={train: 100, tune: 60, test: 200}'
 
 # Five product-matching tasks; data/product_matching holds TASK/{train,validation,test}.jsonl.

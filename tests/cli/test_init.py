@@ -9,7 +9,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from helpers_runs import tiny_row, write_rows
+from helpers_runs import log_of, tiny_row, write_rows
 from tasklora.errors import DataError
 from tasklora.tasks import packaged_minilm
 from tasklora.tasks.guessing import find_tasks
@@ -56,6 +56,7 @@ def test_a_csv_becomes_a_recipe_that_trains_untouched(cli, project, reviews):
     assert (spec.inputs, spec.label, spec.labels) == (["text"], "label", ["bad", "good"])
     results, _ = train_recipe(recipe, "run")
     assert results.training.steps == 6  # as it said
+    assert [record["step"] for record in log_of(Path("run")) if "loss" in record] == [1, 2, 3, 4, 5, 6]
     assert results.suite == "own tasks"
 
 

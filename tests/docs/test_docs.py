@@ -72,7 +72,7 @@ def test_the_readmes_diff_is_short_and_its_script_runs(namespace: dict, tmp_path
     assert (tmp_path / "cola-lora" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/interference.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/interference.md", "docs/balancing.md"])
 def test_python_in_the_docs_runs(page: str, namespace: dict) -> None:
     snippets = blocks(ROOT / page, "python")
     assert snippets

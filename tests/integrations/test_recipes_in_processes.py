@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import recipes_worker as worker
-import torch
 
 from helpers_runs import _project, environment, log_of
 from tasklora.tasks import read_safetensors
@@ -55,13 +54,13 @@ def test_two_processes_make_the_run_of_one(runs, way):
             mine, theirs = read_safetensors(one / part / file), read_safetensors(two / part / file)
             assert mine.keys() == theirs.keys()
             for name, value in mine.items():
-                torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n} {m}")
+                assert (theirs[name] - value).abs().max() <= 5e-4 * value.abs().max(), name
     for mine, theirs in zip(log_of(one), log_of(two), strict=True):
         shared = {key for key in mine if key not in ("epoch", "grad_norm") and not key.startswith("train_")}
         assert shared <= theirs.keys()
-        assert {key: theirs[key] for key in shared} == pytest.approx(
-            {key: mine[key] for key in shared}, rel=1e-2, abs=1e-3
-        )
+        for key in shared:
+            close = {"rel": 1e-5} if "loss" in key else {"rel": 1e-2, "abs": 1e-3}  # one row may be scored otherwise
+            assert theirs[key] == pytest.approx(mine[key], **close), key
     counts = [json.loads((run / "results.json").read_text())["training"]["rows_drawn"] for run in (one, two)]
     assert counts[0] == counts[1]
 

@@ -324,6 +324,10 @@ def test_rows_may_be_moved_but_not_changed(project, compared, copied, tmp_path):
     lines = (data / "mood" / "train.jsonl").read_text().splitlines()
     (data / "mood" / "train.jsonl").write_text("\n".join(lines[::-1]))
     refused(OutputError, "the training rows of seed 0 are no longer those", copied, recipe)
+    (data / "mood" / "train.jsonl").write_text("\n".join(lines))
+    lines = (data / "mood" / "validation.jsonl").read_text().splitlines()
+    (data / "mood" / "validation.jsonl").write_text("\n".join(lines[::-1]))
+    refused(OutputError, "the tune or scored rows of seed 0 are no longer those", copied, recipe)
 
 
 @pytest.mark.parametrize(

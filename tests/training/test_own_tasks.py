@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from helpers_runs import AtStep, assert_same_state, mostly_slow, tiny_row, trained_state, write_rows
 from tasklora.errors import ConfigError, DataError
 from tasklora.tasks import load_weights
-from tasklora.training import compare_methods, load_recipe, train_recipe
+from tasklora.training import compare_methods, load_recipe, load_recipe_data, train_recipe
 from tasklora.training.recipes import parse_recipe
 
 MOOD = {
@@ -140,6 +141,17 @@ def test_a_suite_or_own_tasks_but_one_of_them(recipe_of, project):
             parse_recipe({**content, "tasks": tasks}, "r.yaml")
     with pytest.raises(ConfigError, match=r"own tasks has no task 'moot'. Did you mean 'mood'\?"):
         recipe_of("tasks.include=[moot]")
+
+
+@pytest.mark.parametrize("place", [3, 17, 38])
+def test_a_wrong_row_has_its_number_in_the_file_whatever_is_held_out_and_drawn(recipe_of, place):
+    """It counts from 0, as the rows of the file do, also of those that are held out for validation and tune."""
+    wrong = rows()
+    wrong[place]["label"] = 5
+    write_rows(Path("wrong.jsonl"), wrong)
+    recipe = recipe_of("tasks.limits={train: 28}", files="wrong.jsonl")
+    with pytest.raises(DataError, match=rf"task 'mood', split '\w+', row {place}: label 5 is outside"):
+        load_recipe_data(recipe, recipe.task_specs())
 
 
 def test_a_task_without_rows_says_where_they_may_be_named(recipe_of, tmp_path):

@@ -42,6 +42,11 @@ def test_a_console_that_is_no_terminal_gets_a_line_per_log(project, tmp_path):
     assert not any("━" in line for line in lines)
 
 
+def test_the_last_step_is_logged_too(project, tmp_path):
+    train_recipe(project.load("training.max_steps=5", "training.logging_steps=3"), tmp_path / "run")
+    assert [record["step"] for record in log_of(tmp_path / "run") if "loss" in record] == [3, 5]
+
+
 @pytest.mark.parametrize("width", [30, 60, 120])
 def test_a_terminal_of_any_width_gets_the_count_and_one_line_of_losses(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)

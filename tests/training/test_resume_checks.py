@@ -38,13 +38,33 @@ def test_the_results_keep_the_command_that_began_the_run(interrupted):
     assert results.training.steps == 9
 
 
-def test_other_training_rows_are_refused(interrupted):
+@pytest.mark.parametrize("split", ["train", "tune", "validation"])
+def test_other_rows_are_refused(interrupted, split):
     path = interrupted / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["training_rows"]["mood"] = "0" * 16
+    digests = manifest["training_rows"] if split == "train" else manifest["scored_rows"][split]
+    digests["mood"] = "0" * 16
     path.write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="training rows are no longer those"):
+    with pytest.raises(CheckpointError, match=f"the {split} rows of mood are no longer those"):
         train_recipe(RunDirectory(interrupted).recipe(), interrupted, resume=True)
+
+
+def test_another_number_of_processes_is_refused_where_steps_would_have_other_rows(interrupted, monkeypatch):
+    monkeypatch.setattr("tasklora.training.directory.process_count", lambda: 2)
+    with pytest.raises(CheckpointError, match=r"begun with 16 rows a step, but 2 processes of .*: 16 make 32\."):
+        RunDirectory(interrupted).check_resumable(RunDirectory(interrupted).recipe(), {})
+    recipe = RunDirectory(interrupted).recipe()
+    recipe.training.batch_size = 8
+    RunDirectory(interrupted).check_resumable(recipe, {})
+
+
+def test_a_run_of_an_older_version_noted_training_rows_alone(interrupted):
+    path = interrupted / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["scored_rows"], manifest["rows_per_step"]
+    path.write_text(json.dumps(manifest))
+    results, _ = train_recipe(RunDirectory(interrupted).recipe(), interrupted, resume=True)
+    assert results.training.steps == 9
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "order"])

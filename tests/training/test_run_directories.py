@@ -218,10 +218,14 @@ def bad_rows(project, tmp_path, task, row):
 @pytest.mark.parametrize(
     ("task", "row", "says"),
     [
-        ("mood", {"text": "good", "label": 2}, r"task 'mood', split '(train|tune)', row \d+: label 2 is outside"),
-        ("answer", {"question": "a", "reply": "b", "label": -1}, r"task 'answer'.* label -1 is outside"),
-        ("heat", {"first": "a", "second": "b", "degree": 5}, r"task 'heat'.* label 5.0 is outside .* 0.0 … 4.0"),
-        ("mood", {"text": None, "label": 1}, r"task 'mood'.* column 'text' holds None, not a text"),
+        ("mood", {"text": "good", "label": 2}, r"task 'mood', split '(train|tune)', row 40: label 2 is outside"),
+        ("answer", {"question": "a", "reply": "b", "label": -1}, r"task 'answer'.* row 60: label -1 is outside"),
+        (
+            "heat",
+            {"first": "a", "second": "b", "degree": 5},
+            r"task 'heat'.* row 24: label 5.0 is outside .* 0.0 … 4.0",
+        ),
+        ("mood", {"text": None, "label": 1}, r"task 'mood'.* row 40: column 'text' holds None, not a text"),
     ],
 )
 def test_bad_rows_leave_no_run(project, tmp_path, task, row, says):

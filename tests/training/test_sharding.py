@@ -14,6 +14,7 @@ from tasklora.errors import ConfigError, UnsupportedError
 from tasklora.evaluation import diagnose, gathered_updates, predict_tasks
 from tasklora.tasks import load_model, load_weights, save_model
 from tasklora.training import train_recipe
+from tasklora.training.processes import check_launcher
 from tasklora.training.run import training_arguments
 from tasklora.training.sharding import Sharding, unseen_by_accelerate
 from tasklora.tuner.sharding import is_shard, reshard, whole
@@ -83,6 +84,32 @@ def test_what_is_not_done_is_refused_before_a_run_is_made(project, tmp_path, lau
     with pytest.raises((UnsupportedError, ConfigError), match=message):
         train_recipe(project.load(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "says"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", UnsupportedError, "ACCELERATE_USE_DEEPSPEED=true, but runs share"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", UnsupportedError, "ACCELERATE_USE_MEGATRON_LM=1, but runs share"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", ConfigError, "=bf16, the recipe says training.precision: float32"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", ConfigError, "=fp16, the recipe says training.precision: float32"),
+    ],
+)
+def test_what_the_recipe_does_not_say_is_not_done_for_a_launcher(
+    project, tmp_path, monkeypatch, name, value, error, says
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=says):
+        train_recipe(project.load(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_may_ask_for_the_precision_of_the_recipe(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launcher("bfloat16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what accelerate's launcher says by itself
+    check_launcher("bfloat16")
+    check_launcher("float32")
 
 
 @pytest.mark.parametrize("section", ["balancing={method: uw}", "gradient_cosines={every: 5}"])

@@ -262,7 +262,7 @@ def test_a_run_whose_images_changed_is_not_resumed(dense_project, tmp_path):  # 
     with pytest.raises(InterruptedRun):
         train_recipe(dense_project.load(f"tasks.suite={suite}"), run, callbacks=[AtStep(1, ctrl_c)])
     suite.write_text(suite.read_text().replace("train: 8", "train: 9"))
-    with pytest.raises(CheckpointError, match="the training rows are no longer those"):
+    with pytest.raises(CheckpointError, match="the train rows of images are no longer those"):
         train_recipe(dense_project.load(), run, resume=True)
 
 

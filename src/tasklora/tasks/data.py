@@ -45,7 +45,8 @@ class TaskRows(TorchDataset[dict[str, Any]]):
     Args:
         name: the task's name.
         spec: the task.
-        rows: a ``datasets.Dataset`` with the task's columns, one row per row of the task (:func:`arranged`).
+        rows: a ``datasets.Dataset`` with the task's columns, one row per row of the task (:func:`arranged`); messages
+            name a row by its place in it, or by :data:`PLACE` where it has this column.
         split: which split this is, for messages.
         keep: further columns that rows come with, as templates read them.
 
@@ -75,14 +76,13 @@ class TaskRows(TorchDataset[dict[str, Any]]):
         if len(rows) == 0:
             raise DataError(f"{where}: no rows.")
         self.rows = rows.select_columns(list(dict.fromkeys([*columns, spec.label, *keep])))
+        places = rows[PLACE] if PLACE in rows.column_names else range(len(rows))
         labels = []
-        for index, (*values, label) in enumerate(
-            zip(*(rows[column] for column in [*columns, spec.label]), strict=True)
-        ):
+        for place, *values, label in zip(places, *(rows[column] for column in [*columns, spec.label]), strict=True):
             try:
                 labels.append(self.kind.label(spec, label, self.kind.texts(spec, values)))
             except WrongValueError as error:
-                raise DataError(f"{where}, row {index}: {error}") from None
+                raise DataError(f"{where}, row {place}: {error}") from None
         self.labels = padded(labels)
 
     def __len__(self) -> int:
@@ -312,6 +312,12 @@ def arranged(name: str, spec: TaskSpec, rows: datasets.Dataset, split: Split) ->
     return KINDS[spec.kind].arranged(spec, rows, where)
 
 
+def _arranged(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dataset:
+    """Return the rows of a split with the column :data:`PLACE`: whatever is drawn of them, messages name them by it."""
+    rows = arranged(name, spec, source.load(split), split)
+    return rows if PLACE in rows.column_names else rows.add_column(PLACE, np.arange(len(rows)))
+
+
 def _where(name: str, split: Split) -> str:
     return f"task '{name}', split '{split}'"
 
@@ -323,7 +329,7 @@ def _load(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dat
     """
     part = spec.splits.get(split)
     if part is None and split in ("train", "validation") and not spec.splits and source.holds_out_validation:
-        rows = arranged(name, spec, source.load("train"), "train")
+        rows = _arranged(source, name, spec, "train")
         if len(rows) < FEWEST_ROWS:
             raise DataError(
                 f"task '{name}': {len(rows)} rows are too few to hold some out for validation. Add rows, or name a "
@@ -332,8 +338,8 @@ def _load(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dat
         train, validation = hold_out(rows, VALIDATION_FRACTION, VALIDATION_MAX_ROWS, VALIDATION_SEED)
         return train if split == "train" else validation
     if part is None:
-        return arranged(name, spec, source.load(split), split)
-    rows = arranged(name, spec, source.load(part.of), split)
+        return _arranged(source, name, spec, split)
+    rows = _arranged(source, name, spec, part.of)
     require_columns(rows, spec.inputs, _where(name, split))
     return rows.select(_part(spec, rows, part))
 

@@ -161,6 +161,17 @@ class StepClock(TrainerCallback):
         return statistics.median(self.seconds) if self.seconds else None
 
 
+class LastStepLog(TrainerCallback):
+    """Logs the last step too, however many there have been since the last log: short runs show losses as well."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for a log."""
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+        return control
+
+
 class JsonLog(TrainerCallback):
     """Appends every log record to a JSONL file.
 

@@ -136,11 +136,12 @@ def _plan(
     for method, made in contenders.items():
         for settings in trials[method]:
             check_recipe(changed(made, settings))  # says what is wrong with the options on this base
-    rows = {}
+    training_rows, scored_rows = {}, {}
     for seed in seeds:
         work = workload_of(changed(recipe, {"training.seed": seed}))
         work.load_data(["train", "tune", recipe.tasks.report_on])
-        rows[seed] = work.fingerprints()
+        scored_rows[seed] = work.fingerprints()
+        training_rows[seed] = scored_rows[seed].pop("train")
     plan = Plan(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
@@ -150,7 +151,8 @@ def _plan(
         seeds=list(seeds),
         search=list(search),
         baseline=baseline,
-        training_rows=rows,
+        training_rows=training_rows,
+        scored_rows=scored_rows,
     )
     return plan, contenders, trials
 

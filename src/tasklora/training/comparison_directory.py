@@ -24,6 +24,7 @@ from tasklora.training.directory import RunDirectory
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import AnyRecipe, changed
 from tasklora.training.search import Settings
+from tasklora.training.workload import RowDigests
 
 FAILED_FILE = "failed.json"
 
@@ -37,7 +38,8 @@ class Plan(Strict):
         seeds: seeds; trials of a search run with the first one.
         search: the grids, as given.
         baseline: the method that the others are measured against.
-        training_rows: seed → name → fingerprint of the training rows.
+        training_rows: seed → name → digest of the training rows.
+        scored_rows: seed → split → name → digest of the other rows; older versions did not note them.
     """
 
     format: Literal["tasklora/comparison"] = "tasklora/comparison"
@@ -51,6 +53,7 @@ class Plan(Strict):
     search: list[str]
     baseline: str
     training_rows: dict[int, dict[str, str]]
+    scored_rows: dict[int, RowDigests] = {}
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,18 @@ class ComparisonDirectory:
                     f"{self.path} holds a comparison of another recipe. Choose another --output, or replace it with "
                     "--overwrite."
                 )
-            for seed, rows in plan.training_rows.items():
-                if before.training_rows.get(seed, rows) != rows:
-                    raise OutputError(
-                        f"the training rows of seed {seed} are no longer those that {self.path} was begun with. "
-                        "Restore them, or choose another --output."
-                    )
+            for what, rows, noted in (
+                ("training rows", plan.training_rows, before.training_rows),
+                ("tune or scored rows", plan.scored_rows, before.scored_rows),
+            ):
+                for seed, digests in rows.items():
+                    if noted.get(seed, digests) != digests:
+                        raise OutputError(
+                            f"the {what} of seed {seed} are no longer those that {self.path} was begun with. Restore "
+                            "them, or choose another --output."
+                        )
             plan.training_rows = {**before.training_rows, **plan.training_rows}
+            plan.scored_rows = {**before.scored_rows, **plan.scored_rows}
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             if not self.is_comparison and not (overwrite and RunDirectory(self.path).is_run):
                 raise OutputError(

@@ -23,7 +23,7 @@ from tasklora.tasks.methods import ENCODER_LEARNING_RATE
 from tasklora.training.dense_data import VariedImages
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.dense_trainer import DenseTrainer
-from tasklora.training.workload import Workload
+from tasklora.training.workload import RowDigests, Workload
 from tasklora.vision.base_model import DenseBase, load_dense_base, load_dense_skeleton
 from tasklora.vision.data import DenseData, load_dense
 from tasklora.vision.methods import dense_method
@@ -93,9 +93,9 @@ class DenseWorkload(Workload):
             skip_bad_images=section.skip_bad_images,
         )
 
-    def fingerprints(self) -> dict[str, str]:
-        """Return a digest of the training images, which are the same for all tasks."""
-        return {"images": self.data.split("train").fingerprint()}
+    def fingerprints(self) -> RowDigests:
+        """Return a digest of each split's images, which are the same for all tasks."""
+        return {split: {"images": images.fingerprint()} for split, images in self.data.splits.items()}
 
     def rows_per_task(self) -> dict[str, int]:
         """Return the number of training images, for each task."""

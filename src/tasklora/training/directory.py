@@ -33,9 +33,11 @@ from tasklora.tasks.whole_files import PARTIAL, tidy
 from tasklora.training.balancer import STATE_FILE
 from tasklora.training.checkpoints import LOG_STATE_FILE, checkpoints_in
 from tasklora.training.dense_recipe import DenseRecipe
+from tasklora.training.processes import process_count
 from tasklora.training.recipe import Recipe
 from tasklora.training.recipes import parse_recipe
 from tasklora.training.selection import read_choices, step_folder
+from tasklora.training.workload import RowDigests
 
 MANIFEST_FILE = "manifest.json"
 RUN_FORMAT = "tasklora/run"
@@ -109,13 +111,42 @@ class RunDirectory:
         manifest: dict[str, Any] = json.loads((self.path / MANIFEST_FILE).read_text(encoding="utf-8"))
         return manifest
 
-    def create(self, recipe: Recipe | DenseRecipe, command: str, rows: dict[str, str], overwrite: bool) -> None:
+    def check_resumable(self, recipe: Recipe | DenseRecipe, rows: RowDigests) -> None:
+        """Check that the run can go on as it was begun: on the same rows, as many of them a step.
+
+        Args:
+            recipe: the run's.
+            rows: digests of the rows that there are now.
+
+        Raises:
+            CheckpointError: naming split and tasks whose rows are others, or the numbers of rows a step.
+        """
+        manifest = self.manifest()
+        begun_with, now = manifest.get("rows_per_step"), rows_per_step(recipe)
+        if begun_with not in (None, now):
+            raise CheckpointError(
+                f"{self.path} was begun with {begun_with} rows a step, but {process_count()} processes of "
+                f"training.batch_size: {recipe.training.batch_size} make {now}. Start as many processes as then, or "
+                f"change batch_size in {self.recipe_file} so that the product stays the same."
+            )
+        # Runs of older versions noted the training rows alone.
+        begun: RowDigests = {"train": manifest["training_rows"], **manifest.get("scored_rows", {})}
+        for split, digests in rows.items():
+            before = begun.get(split, digests)
+            others = [name for name in digests | before if digests.get(name) != before.get(name)]
+            if others:
+                raise CheckpointError(
+                    f"the {split} rows of {listing(others)} are no longer those that {self.path} was begun with. "
+                    "Restore them, or start a new run."
+                )
+
+    def create(self, recipe: Recipe | DenseRecipe, command: str, rows: RowDigests, overwrite: bool) -> None:
         """Make the directory and write what is known before training.
 
         Args:
             recipe: the recipe.
             command: the command line.
-            rows: fingerprints of the training rows, by name.
+            rows: digests of the rows that it trains on and is scored on.
             overwrite: replace a run that is there.
 
         Raises:
@@ -204,7 +235,12 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _manifest(recipe: Recipe | DenseRecipe, command: str, rows: dict[str, str]) -> dict[str, Any]:
+def rows_per_step(recipe: Recipe | DenseRecipe) -> int:
+    """Return the rows of an optimiser step, over accumulation and processes."""
+    return recipe.training.batch_size * recipe.training.gradient_accumulation_steps * process_count()
+
+
+def _manifest(recipe: Recipe | DenseRecipe, command: str, rows: RowDigests) -> dict[str, Any]:
     return {
         "format": RUN_FORMAT,
         "version": 1,
@@ -212,7 +248,9 @@ def _manifest(recipe: Recipe | DenseRecipe, command: str, rows: dict[str, str]) 
         "command": command,
         "commit": source_commit(),
         "seed": recipe.training.seed,
-        "training_rows": rows,
+        "rows_per_step": rows_per_step(recipe),
+        "training_rows": rows["train"],
+        "scored_rows": {split: digests for split, digests in rows.items() if split != "train"},
         "versions": package_versions(),
         "machine": machine_description(),
     }

@@ -15,9 +15,11 @@ from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
 from tasklora.tasks.guessing import Proposal
 from tasklora.tasks.guessing.answers import FEWEST_TO_WEIGH
 from tasklora.tasks.methods import training_method
+from tasklora.training.sections import OptimisationSection
 
 WIDTH = 110
 EPOCHS, BATCH = 3, 32
+FEWEST_LOGS = 10  # of losses in a run, so that they make curves
 FIRST_ROWS = 3000  # training rows of all tasks together
 LENGTHS = (32, 64, 128, 256)
 TOKENS_PER_WORD = 1.4  # of English texts, a little more than most tokenizers make
@@ -106,6 +108,9 @@ def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directo
     page.line(1, f"epochs: {EPOCHS}", f"over {sizes.rows:,} rows")
     page.line(1, f"batch_size: {BATCH}")
     page.line(1, "learning_rate: 1.0e-3")
+    every = max(1, sizes.steps // FEWEST_LOGS)
+    if every < OptimisationSection.model_fields["logging_steps"].default:
+        page.line(1, f"logging_steps: {every}", "so short a run logs its losses more often")
     page.line(0, "output:")
     page.line(1, f"directory: {_yaml(directory)}")
     return page.text()

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from tasklora.errors import TaskLoraError, UnsupportedError
+from tasklora.errors import ConfigError, TaskLoraError, UnsupportedError
 
 WAIT = timedelta(days=1)
 """How long a process waits for the others, e.g. while the main one scores: torchrun ends all as soon as one fails."""
@@ -76,6 +76,42 @@ def process_count() -> int:
 def is_main_process() -> bool:
     """Return whether this is the one that writes and prints."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_on(name: str, default: str = "false") -> bool:
+    """Return what a variable of the launcher says.
+
+    Raises:
+        ConfigError: if it is neither true nor false.
+    """
+    value = os.environ.get(name, default).lower()
+    if value not in ("true", "false", "1", "0"):
+        raise ConfigError(f"the launcher set {name}={os.environ[name]}: give true or false.")
+    return value in ("true", "1")
+
+
+def check_launcher(precision: str) -> None:
+    """Refuse what a launcher asks for, but a recipe does not or a run cannot do: its libraries would do it unsaid.
+
+    Args:
+        precision: the recipe's.
+
+    Raises:
+        UnsupportedError: if something else than DDP or FSDP is to share the work out.
+        ConfigError: if the precision is to be another one.
+    """
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
+        if is_on(name):
+            raise UnsupportedError(
+                f"the launcher set {name}={os.environ[name]}, but runs share their work out with plain processes (DDP) "
+                "or FSDP2. Start it without."
+            )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", {"float32": "no", "bfloat16": "bf16"}[precision]):
+        raise ConfigError(
+            f"the launcher set ACCELERATE_MIXED_PRECISION={asked}, the recipe says training.precision: {precision}, "
+            "and the recipe decides (float32 or bfloat16): change it there, and leave --mixed_precision out."
+        )
 
 
 def check_alone(what: str) -> None:

@@ -23,7 +23,7 @@ from tasklora.tasks import (
     template_columns,
 )
 from tasklora.tasks.methods import ENCODER_LEARNING_RATE
-from tasklora.training.directory import RunDirectory
+from tasklora.training.directory import RunDirectory, rows_per_step
 from tasklora.training.gradient_cosines import GradientCosinesCallback
 from tasklora.training.mixing import MixedRows, MixingPlan
 from tasklora.training.preparing import Prepared, prepare, skeleton
@@ -31,7 +31,7 @@ from tasklora.training.processes import process_count
 from tasklora.training.recipe import Recipe
 from tasklora.training.text_trainer import TextToTextTrainer
 from tasklora.training.trainer import MultiTaskTrainer
-from tasklora.training.workload import Workload
+from tasklora.training.workload import RowDigests, Workload
 
 
 def load_recipe_data(recipe: Recipe, specs: dict[str, TaskSpec], splits: Sequence[Split] | None = None) -> TaskData:
@@ -65,9 +65,13 @@ class RowsWorkload(Workload):
         """Load the rows of some splits."""
         self.data = load_recipe_data(self.recipe, self.specs, splits)
 
-    def fingerprints(self) -> dict[str, str]:
-        """Return a digest of each task's training rows."""
-        return {name: rows.fingerprint() for name, rows in self.data.split("train").items()}
+    def fingerprints(self) -> RowDigests:
+        """Return a digest of each task's rows, of every split that is loaded."""
+        digests: RowDigests = {}
+        for name, of_task in self.data.splits.items():
+            for split, rows in of_task.items():
+                digests.setdefault(split, {})[name] = rows.fingerprint()
+        return digests
 
     def rows_per_task(self) -> dict[str, int]:
         """Return the number of training rows of each task, of those where it is known."""
@@ -81,8 +85,6 @@ class RowsWorkload(Workload):
             UnsupportedError: if rows are to be packed, and the model cannot keep them apart.
         """
         section = self.recipe.training
-        processes, batches = process_count(), section.gradient_accumulation_steps
-        rows_per_step = section.batch_size * batches * processes
         # What the trainer will draw by; here it is refused before a run is made.
         mixed = MixedRows(self.data.split("train"))
         if self.recipe.groups_by_length():
@@ -90,11 +92,11 @@ class RowsWorkload(Workload):
         MixingPlan(
             dict(zip(self.specs, mixed.sizes, strict=True)),
             section.mixing,
-            rows_per_step,
+            rows_per_step(self.recipe),
             section.epochs,
             section.max_steps,
-            processes,
-            batches,
+            process_count(),
+            section.gradient_accumulation_steps,
             mixed.streams,
         )
         self.prepared = prepare(self.recipe)

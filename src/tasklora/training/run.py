@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from tasklora.errors import CheckpointError, InterruptedRun, OutputError
+from tasklora.errors import InterruptedRun, OutputError
 from tasklora.evaluation import (
     PerTaskResults,
     RunResults,
@@ -36,6 +36,7 @@ from tasklora.tasks.whole_files import writing
 from tasklora.training.base_trainer import TasksTrainer
 from tasklora.training.callbacks import (
     JsonLog,
+    LastStepLog,
     ProgressBar,
     ProgressDisplay,
     StepClock,
@@ -47,7 +48,7 @@ from tasklora.training.dense_workload import DensePrepared
 from tasklora.training.directory import RunDirectory
 from tasklora.training.faults import explained
 from tasklora.training.preparing import Prepared
-from tasklora.training.processes import Processes, check_alone
+from tasklora.training.processes import Processes, check_alone, check_launcher
 from tasklora.training.recipe import Recipe
 from tasklora.training.selection import BestPerTask, score_choices
 from tasklora.training.sharding import Sharding, unseen_by_accelerate
@@ -90,9 +91,10 @@ def train_recipe(
     Raises:
         OutputError: if the directory cannot be used.
         CheckpointError: if a run to resume no longer has its rows, base or tasks.
-        ConfigError: if the recipe cannot be run as it is, also where `report_to` names what is not there.
-        UnsupportedError: on images in a group of processes; under FSDP, if it is not FSDP2 or the recipe needs whole
-            parameters while it trains.
+        ConfigError: if the recipe cannot be run as it is, also where `report_to` names what is not there, or the
+            launcher wants another precision.
+        UnsupportedError: on images in a group of processes; under DeepSpeed; under FSDP, if it is not FSDP2 or the
+            recipe needs whole parameters while it trains.
         NonFiniteLossError: if the loss becomes NaN; the last good checkpoint is kept.
         MemoryRanOutError: saying what to lower; the run can be resumed.
         WorkerDiedError: if a process that loads images died; the run can be resumed.
@@ -121,6 +123,7 @@ def train_recipe(
         console.print(f"resuming {run.path} {going_on}", highlight=False)
     else:
         processes.on_main(lambda: run.check_free(overwrite))
+    check_launcher(recipe.training.precision)
     check_reporters(recipe.training.report_to)
     if sharding is not None:
         sharding.check(recipe)
@@ -137,10 +140,8 @@ def train_recipe(
     fingerprints = work.fingerprints()
     if not resume:
         processes.on_main(lambda: run.create(recipe, command, fingerprints, overwrite))
-    elif fingerprints != run.manifest()["training_rows"]:
-        raise CheckpointError(
-            f"the training rows are no longer those that {run.path} was begun with. Restore them, or start a new run."
-        )
+    else:
+        run.check_resumable(recipe, fingerprints)
     also = callbacks or []
     with explained(run, recipe):
         results = _train(
@@ -188,6 +189,7 @@ def _train(
     interrupt, bar, clock = StopOnInterrupt(processes), ProgressBar(console, progress), StepClock()
     selection = _best_per_task(recipe, run, work)
     watching = [
+        LastStepLog(),
         JsonLog(run.log),
         bar,
         *_early_stopping(recipe),

@@ -18,7 +18,7 @@ from torch import nn
 
 from tasklora.errors import ConfigError, UnsupportedError, did_you_mean, listing
 from tasklora.training.dense_recipe import DenseRecipe
-from tasklora.training.processes import process_count
+from tasklora.training.processes import is_on, process_count
 from tasklora.training.recipe import Recipe
 from tasklora.tuner import auxiliary_loss
 from tasklora.tuner.sharding import placed_like
@@ -47,7 +47,7 @@ class Sharding:
             UnsupportedError: naming what it asks for that is not done here.
             ConfigError: if a variable that says yes or no says neither.
         """
-        if not _is_on(USE_FSDP):
+        if not is_on(USE_FSDP):
             return None
         if process_count() == 1:
             raise UnsupportedError(
@@ -64,12 +64,12 @@ class Sharding:
                 "a model is sharded by its blocks: TRANSFORMER_BASED_WRAP, which is taken where none is given",
             ),
             "FSDP_ACTIVATION_CHECKPOINTING": (
-                _is_on("FSDP_ACTIVATION_CHECKPOINTING"),
+                is_on("FSDP_ACTIVATION_CHECKPOINTING"),
                 "it would recompute without task ids: set training.gradient_checkpointing in the recipe",
             ),
-            "FSDP_OFFLOAD_PARAMS": (_is_on("FSDP_OFFLOAD_PARAMS"), "parameters stay on the device"),
+            "FSDP_OFFLOAD_PARAMS": (is_on("FSDP_OFFLOAD_PARAMS"), "parameters stay on the device"),
             "ACCELERATE_USE_PARALLELISM_CONFIG": (
-                _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"),
+                is_on("ACCELERATE_USE_PARALLELISM_CONFIG"),
                 "tasklora shards over one mesh of all processes",
             ),
             "FSDP_IGNORED_MODULES": (bool(os.environ.get("FSDP_IGNORED_MODULES")), "all parameters are sharded"),
@@ -80,7 +80,7 @@ class Sharding:
         named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
         return cls(
             tuple(name.strip() for name in named.split(",")) if named else None,
-            _is_on("FSDP_RESHARD_AFTER_FORWARD", default="true"),
+            is_on("FSDP_RESHARD_AFTER_FORWARD", default="true"),
         )
 
     def check(self, recipe: Recipe | DenseRecipe) -> None:
@@ -189,18 +189,6 @@ class ShardedOptimizerState:
             for index, entries in state["state"].items()
         }
         return {**state, "state": placed}
-
-
-def _is_on(name: str, default: str = "false") -> bool:
-    """Return what a variable says.
-
-    Raises:
-        ConfigError: if it is neither true nor false.
-    """
-    value = os.environ.get(name, default).lower()
-    if value not in ("true", "false", "1", "0"):
-        raise ConfigError(f"the launcher set {name}={os.environ[name]}: give true or false.")
-    return value in ("true", "1")
 
 
 def _shares_parameters(block: nn.Module, model: nn.Module) -> bool:

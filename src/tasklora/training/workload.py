@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tasklora.training.directory import RunDirectory
 
 Progress = Callable[[str], None]
+RowDigests: TypeAlias = dict[str, dict[str, str]]
+"""Split → name → digest of the rows."""
 
 
 class Workload(ABC):
@@ -52,8 +54,8 @@ class Workload(ABC):
         """
 
     @abstractmethod
-    def fingerprints(self) -> dict[str, str]:
-        """Return digests of the training rows, by name."""
+    def fingerprints(self) -> RowDigests:
+        """Return digests of the rows that are loaded."""
 
     @abstractmethod
     def rows_per_task(self) -> dict[str, int]:
