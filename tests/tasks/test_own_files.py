@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from tasklora.errors import DataError
 from tasklora.tasks import TaskSpec, load_tasks
-from tasklora.tasks.sources import VALIDATION_MAX_ROWS, OwnRows, find_splits, hold_out, read_table
+from tasklora.tasks.sources import VALIDATION_MAX_ROWS, OwnRows, find_splits, hold_out, read_table, stream_table
 
 SPEC = TaskSpec(kind="classification", inputs=["text"], labels=["no", "yes"], metrics=["accuracy"], primary="accuracy")
 COLUMNS = {"text": [f"row {index}" for index in range(50)], "label": [index % 2 for index in range(50)]}
@@ -40,6 +40,16 @@ def test_one_file_of_every_format_is_parted_into_three(tmp_path, name):
     rows = load(str(write(tmp_path / name)))
     assert [len(rows[split]) for split in ("train", "tune", "validation")] == [36, 4, 10]
     assert sorted(text for found in rows.values() for text in found) == sorted(COLUMNS["text"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_name_that_could_be_a_pattern_is_that_of_one_file(tmp_path, suffix):
+    path = write(tmp_path / "[old]" / f"rows[1]{suffix}")
+    for other in ("rows1", "rows["):
+        write(tmp_path / "[old]" / f"{other}{suffix}", rows=3)
+    write(tmp_path / "o" / f"rows1{suffix}", rows=3)
+    assert len(read_table(path)) == 50
+    assert len(list(stream_table(path))) == 50
 
 
 def test_validation_is_the_same_for_every_seed_and_never_trained_on(tmp_path):

@@ -193,6 +193,7 @@ def test_without_patterns_the_first_name_that_stands_as_a_word_is_the_answer():
         ({"prompt": "{text}", "response": "{answer} {text}"}, "has the field {answer} and no other"),
         ({"prompt": "{text}", "options": ["good"]}, "two names or more"),
         ({"prompt": "{text}", "options": ["good", "good enough"]}, "is how the option 'good enough' begins"),
+        ({"prompt": "{text}", "options": ["A", "A"]}, "is how the option 'A' begins"),
         ({"prompt": "{text}", "extract": ["("]}, "no regular expression"),
     ],
 )

@@ -170,7 +170,10 @@ def test_a_models_own_generation_config_does_not_change_what_is_said():
     before = generated_texts(model, "echo", [row], collator, 1)
     config = model.encoder.get_base_model().generation_config
     config.update(do_sample=True, temperature=3.0, top_p=0.9, repetition_penalty=5.0, num_return_sequences=2)
+    said = collator.tokenizer(before[0], add_special_tokens=False)["input_ids"]
+    config.update(suppress_tokens=said, guidance_scale=3.0, forced_eos_token_id=0)
     assert generated_texts(model, "echo", [row], collator, 1) == before
+    assert model.encoder.get_base_model().generation_config is config
 
 
 def test_a_decoder_learns_to_answer_and_to_stop():

@@ -249,6 +249,7 @@ def test_worst_errors_of_generated_answers_are_shown(text_project):
         (["tasks.options={pick: {template: {prompt: '{text}', options: [a, b]}}}"], "choices differ from row to row"),
         (["tasks.options={echo: {template: {prompt: '{text}', options: [a, b]}}}"], "has neither options"),
         (["tasks.options={heat: {template: {prompt: '{first}', options: [a, b]}}}"], "is no number"),
+        (["tasks.options={heat: {template: {prompt: '{first}', options: ['0', nan]}}}"], "'nan' .* is no number"),
         (["tasks.options={mood: {template: {prompt: '{text}', respnse: x}}}"], "Did you mean 'response'"),
     ],
 )
@@ -270,6 +271,20 @@ def test_a_run_that_cannot_be_is_refused_before_it_begins(overrides, what, text_
     with pytest.raises((ConfigError, DataError), match=what):
         train_recipe(text_project.load(*overrides), tmp_path / "run", command="x")
     assert not (tmp_path / "run").exists()
+
+
+def test_names_for_fewer_choices_than_a_row_has_are_refused(text_project):
+    task = {
+        "kind": "multiple_choice",
+        "inputs": ["question"],
+        "choices": ["first", "second", "third"],
+        "metrics": ["accuracy"],
+        "primary": "accuracy",
+    }
+    define = ["tasks.suite=null", f"tasks.define={json.dumps({'pick': task})}"]
+    text_project.load(*define, "tasks.options={pick: {template: {prompt: '{question}', options: [a, b, c]}}}")
+    with pytest.raises(ConfigError, match="options must be 3 names, one of each column of choices"):
+        text_project.load(*define, "tasks.options={pick: {template: {prompt: '{question}', options: [a, b]}}}")
 
 
 def test_kinds_without_a_form_as_text_are_refused(text_project):

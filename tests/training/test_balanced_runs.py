@@ -5,6 +5,7 @@ What a step computes is in test_balancing.py.
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(project, tmp_path, name):
         for run in ("run", "whole")
     ]
     assert logs[0] == logs[1]
+
+
+def test_what_a_resumed_run_logs_lies_where_its_losses_do(project, tmp_path):
+    """A checkpoint is read on the CPU; any other device will do here, also one without numbers."""
+    trainer = project.trainer(tmp_path, use_balancing("uw"), "training.max_steps=1", "training.logging_steps=9")
+    trainer.train()
+    trainer._log_state.load(tmp_path / "checkpoints" / "checkpoint-1")
+    arguments = SimpleNamespace(device=torch.device("meta"))
+    trainer._log_state.on_train_begin(arguments, trainer.state, trainer.control)
+    noted = torch.ones(len(TASKS), device="meta")
+    trainer.balancer.note("weight", noted, noted.bool())
+    assert {each.device for pair in trainer.balancer.means.values() for each in pair} == {noted.device}
 
 
 def test_a_checkpoint_without_the_state_is_refused(project, tmp_path):

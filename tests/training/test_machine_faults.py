@@ -17,6 +17,7 @@ from helpers_runs import AtStep, assert_same_state, mostly_slow
 from tasklora.errors import MemoryRanOutError, OutputError, WorkerDiedError
 from tasklora.tasks import read_safetensors
 from tasklora.tasks.whole_files import (
+    PARTIAL,
     move_folder_into_place,
     remove_folder,
     tidy,
@@ -234,6 +235,15 @@ def test_what_is_removed_is_never_there_in_part(monkeypatch):
     assert os.listdir() == [".checkpoint-3.removed"]
     tidy(Path())
     assert os.listdir() == []
+
+
+def test_half_a_checkpoint_takes_no_room_once_the_run_goes_on():
+    run = RunDirectory("run")
+    half = run.checkpoints / PARTIAL / "checkpoint-3"
+    half.mkdir(parents=True)
+    (half / "optimizer.pt").write_bytes(b"half")
+    run.tidy()
+    assert os.listdir(run.checkpoints) == []
 
 
 def test_a_hidden_folder_of_others_stays():

@@ -80,7 +80,7 @@ def test_another_base_and_another_order_of_tasks_are_refused(interrupted, key):
         train_recipe(RunDirectory(interrupted).recipe(), interrupted, resume=True)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(interrupted, name):
     file = interrupted / "checkpoints" / "checkpoint-6" / name
     file.write_bytes(file.read_bytes()[:40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -78,7 +79,7 @@ def read_table(path: Path, where: str = "") -> datasets.Dataset:
         return _saved_rows(path, where)
     options = _options(path, where)
     try:
-        rows = readers[FILE_FORMATS[path.suffix]](str(path), **options)
+        rows = readers[FILE_FORMATS[path.suffix]](glob.escape(str(path)), **options)
     except (StopIteration, DatasetGenerationError, ValueError, OSError) as error:
         # What datasets says of a file without content; older ones miss what to infer columns from.
         if isinstance(error, StopIteration) or isinstance(error.__cause__, SchemaInferenceError):
@@ -107,7 +108,8 @@ def stream_table(path: Path, where: str = "") -> datasets.IterableDataset:
     if path.suffix == ".json":
         raise DataError(f"{where}cannot stream {path}: a list in a .json file is read whole. Write it as .jsonl.")
     try:
-        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True, **options)
+        file = glob.escape(str(path))  # to `datasets`, data[1].csv is a pattern that data1.csv fits
+        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=file, split="train", streaming=True, **options)
         columns = list(next(rows.iter(batch_size=1)))  # plain `iter` would share the rows out among loading workers
     except StopIteration:
         raise DataError(f"{where}cannot read {path}: it has no rows.") from None
@@ -128,9 +130,8 @@ def _options(path: Path, where: str) -> dict[str, Any]:
         raise DataError(
             f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a folder that `datasets` saved."
         )
-    if FILE_FORMATS[path.suffix] != "csv":
-        return {}
-    return {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}
+    csv = {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}
+    return csv if FILE_FORMATS[path.suffix] == "csv" else {}
 
 
 def _cause(error: Exception) -> str:

@@ -9,6 +9,7 @@ A text-to-text model learns response and end of sequence after the prompt; see :
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections.abc import Iterable, Mapping
@@ -67,14 +68,12 @@ def check_options(options: Iterable[str]) -> None:
 
     A text that another one goes on from is at least as likely whatever the model thinks of the two.
     """
-    options = list(options)
-    for one in options:
-        for other in options:
-            if one is not other and other.startswith(one):
-                raise ValueError(
-                    f"the option {one!r} is how the option {other!r} begins, so it would always be at least as likely. "
-                    "Word the options so that none begins another one"
-                )
+    for one, other in itertools.permutations(options, 2):
+        if other.startswith(one):
+            raise ValueError(
+                f"the option {one!r} is how the option {other!r} begins, so it would always be at least as likely. "
+                "Word the options so that none begins another one"
+            )
 
 
 class Template(Strict):

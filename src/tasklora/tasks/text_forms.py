@@ -5,6 +5,7 @@ A kind without a form here has no answer of a few words: it needs a head.
 
 from __future__ import annotations
 
+import math
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -145,9 +146,15 @@ class ChoiceName(TextForm):
         return {*super().own_fields(spec), "choices"}
 
     def check(self, spec: TaskSpec, template: Template) -> None:
-        """Raise ValueError if options are the same for every row, as the number of choices is not."""
-        if isinstance(template.options, list) and not isinstance(spec.choices, list):
+        """Raise ValueError if options are the same for every row where choices are not, or are not one for each."""
+        if not isinstance(template.options, list):
+            return
+        if not isinstance(spec.choices, list):
             raise ValueError("choices differ from row to row: name a column with their names, or leave `options` out")
+        if len(template.options) != len(spec.choices):
+            raise ValueError(
+                f"options must be {len(spec.choices)} names, one of each column of choices, got {template.options}"
+            )
 
     def _made_fields(self, spec: TaskSpec, row: Mapping[str, Any]) -> dict[str, str]:
         choices = row["texts"][1:]
@@ -191,9 +198,11 @@ class NumberName(TextForm):
             raise ValueError("a prompt that lists the numbers needs a list of them: options")
         for name in template.options or []:
             try:
-                float(name)
+                value = float(name)
             except ValueError:
-                raise ValueError(f"the option {name!r} of a regression is no number") from None
+                value = math.nan
+            if not math.isfinite(value):
+                raise ValueError(f"the option {name!r} of a regression is no number")
 
     def _names(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
         low, high = spec.range or (0.0, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,21 +140,12 @@ class TextToTextModel(nn.Module):
         """
         from transformers import GenerationConfig
 
-        # All that a model's own generation config could say otherwise is said here: nothing is sampled or penalised.
-        greedy = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            **options,
-        )
         encoder: Any = self.encoder
-        with self._tasks(task_ids):
+        with self._tasks(task_ids), _without_generation_config(encoder):
             tokens: Tensor = encoder.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                generation_config=greedy,
+                generation_config=GenerationConfig(do_sample=False, num_beams=1, **options),
                 # Processes that gather parameters together make as many steps as the longest answer needs.
                 synced_gpus=is_sharded(self),
             )
@@ -162,6 +153,22 @@ class TextToTextModel(nn.Module):
 
     def _tasks(self, task_ids: Tensor) -> contextlib.AbstractContextManager[None]:
         return use_tasks(self.encoder, task_ids) if self._has_task_adapter else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_generation_config(encoder: Any) -> Iterator[None]:
+    """Leave out a model's own generation config inside the block.
+
+    What a call does not say is taken from it: penalties, guidance, tokens that must not be said.
+    """
+    from transformers import GenerationConfig
+
+    base = encoder.get_base_model() if hasattr(encoder, "get_base_model") else encoder
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _columns(targets: Tensor) -> Tensor:

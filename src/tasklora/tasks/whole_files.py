@@ -93,12 +93,13 @@ def tidy(folder: Path) -> None:
         place = folder / path.name[1 : -len(_REPLACED)]
         if not place.exists():
             os.replace(path, place)
-    for ending in (PARTIAL, _REPLACED, _REMOVED):
-        for path in folder.glob(f".*{ending}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    for path in list(folder.glob(".*")):
+        if not path.name.endswith((PARTIAL, _REPLACED, _REMOVED)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def flush(path: Path) -> None:

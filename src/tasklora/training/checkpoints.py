@@ -102,4 +102,6 @@ class LogState(TrainerCallback):
         trainer._total_loss_scalar = kept["loss_before"]
         trainer._globalstep_last_logged = kept["logged_at"]
         if trainer.balancer is not None:
-            trainer.balancer.means = {key: tuple(sums) for key, sums in kept["balancing"].items()}
+            trainer.balancer.means = {
+                key: (sums.to(args.device), counts.to(args.device)) for key, (sums, counts) in kept["balancing"].items()
+            }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_pt_utils import safe_globals
 
 from tasklora.errors import CheckpointError, OutputError, listing
 from tasklora.evaluation import (
@@ -223,13 +224,15 @@ def _is_whole(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         for file in checkpoint.glob("*.safetensors"):
             read_safetensors(file)
-        for file in {
-            checkpoint / "optimizer.pt",
-            checkpoint / "scheduler.pt",
-            *checkpoint.glob(STATE_FILE),
-            *checkpoint.glob(LOG_STATE_FILE),
-        }:
-            torch.load(file, weights_only=True, map_location="cpu")
+        with safe_globals():  # the state of numpy's random numbers
+            for file in {
+                checkpoint / "optimizer.pt",
+                checkpoint / "scheduler.pt",
+                *checkpoint.glob("rng_state*.pth"),
+                *checkpoint.glob(STATE_FILE),
+                *checkpoint.glob(LOG_STATE_FILE),
+            }:
+                torch.load(file, weights_only=True, map_location="cpu")
     except (CheckpointError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
         return False
     return True

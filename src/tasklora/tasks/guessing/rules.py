@@ -57,7 +57,7 @@ def guess_task(table: Table) -> Guess:
         if guess is not None:
             _check_trained(table, rule)
             used = {*_columns_of(guess.settings), *guess.left_out}
-            others = {n: _why_unused(table, c) for n, c in table.columns.items() if n not in used}
+            others = {n: _why_unused(c) for n, c in table.columns.items() if n not in used}
             return replace(guess, left_out={**guess.left_out, **others})
     raise ConfigError(f"--kind {said}: {table.place} has no columns for it. It needs {kinds[str(said)].needs}.")
 
@@ -77,7 +77,7 @@ def _columns_of(settings: dict[str, Any]) -> set[str]:
     return {str(name) for name in [*named, *([choices] if isinstance(choices, str) else choices)] if name is not None}
 
 
-def _why_unused(table: Table, column: Column) -> str:
+def _why_unused(column: Column) -> str:
     if column.no_text() is None:
         return f"empty in {column.missing:,} rows" if column.missing else "further texts"
     return column.no_label() or str(column.no_text())
