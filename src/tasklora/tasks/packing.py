@@ -192,6 +192,8 @@ def check_packs_causal(model: nn.Module, task_ids: Tensor | None = None) -> None
     try:
         alone = model(**batch, use_cache=False).logits * mask.unsqueeze(-1)
         together = packing.unpack(model(**pack_causal(batch)).logits)
+    except torch.OutOfMemoryError:  # says nothing of packing
+        raise
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UnsupportedError(f"{type(model).__name__} does not take packed rows: {error}") from error
     finally:

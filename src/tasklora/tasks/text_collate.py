@@ -2,7 +2,8 @@
 
 A response is learned with the end of sequence after it. Its tokens are those that follow the prompt's where both are
 tokenised together; where the prompt's tokens are then others than alone, those of the response alone: so the model is
-trained after exactly the tokens that it is asked with.
+trained after exactly the tokens that it is asked with (after fewer of them where a prompt has to be cut: a response
+takes its room).
 """
 
 from __future__ import annotations
