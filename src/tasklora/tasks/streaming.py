@@ -22,6 +22,7 @@ from tasklora.tasks.kinds import KINDS
 from tasklora.tasks.sources import Rows
 from tasklora.tasks.spec import Split, TaskSpec
 from tasklora.tasks.strict import Strict
+from tasklora.tasks.table_files import why_unread
 
 if TYPE_CHECKING:
     import datasets
@@ -130,7 +131,7 @@ class StreamedSource:
         except Exception as error:  # files, formats and the network raise many kinds
             raise DataError(
                 f"task '{self.name}': its training rows could be read up to row {place} only: "
-                f"{first_line(error.__cause__ or error)} Mend the data or the connection; a run that had begun goes on "
+                f"{why_unread(error)} Mend the data or the connection; a run that had begun goes on "
                 "with --resume."
             ) from error
 

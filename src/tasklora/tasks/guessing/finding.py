@@ -15,16 +15,15 @@ from tasklora.tasks.guessing.roles import Said, Table
 from tasklora.tasks.guessing.rules import guess_task
 from tasklora.tasks.sources import (
     FEWEST_ROWS,
-    FILE_FORMATS,
     SPLIT_WORDS,
     VALIDATION_FRACTION,
     VALIDATION_MAX_ROWS,
     Files,
     find_splits,
     is_saved_dataset,
-    read_table,
 )
 from tasklora.tasks.spec import SPLITS, Split
+from tasklora.tasks.table_files import FILE_FORMATS, read_table
 
 if TYPE_CHECKING:
     import datasets
