@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import numpy as np
 import pydantic
 
-from tasklora.errors import ConfigError, DataError, TaskLoraError, first_line
+from tasklora.errors import ConfigError, DataError, TaskLoraError, counted, first_line
 from tasklora.tasks.kinds import KINDS
 from tasklora.tasks.sources import Rows
 from tasklora.tasks.spec import Split, TaskSpec
@@ -97,7 +97,7 @@ class StreamedSource:
         is_all = seen < self.streaming.buffer
         if given != "unknown" and (given < seen or (is_all and given != seen)):
             raise DataError(
-                f"task '{self.name}': streaming.rows is {given}, but its training data have {seen} rows"
+                f"task '{self.name}': streaming.rows is {given}, but its training data have {counted(seen, 'row')}"
                 f"{'' if is_all else ' or more'}. Correct it, or say `rows: unknown`."
             )
         try:
