@@ -229,8 +229,8 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
         if why is not None:
             notes.append(f"{split} is left out: {why}")
             del looks[split], rows[split]
-    for split, look in looks.items():
-        check_finite(str(place.files.get(split, f"{place.shown}, {split}")), look[first.label])
+    for part, look in looks.items():
+        check_finite(str(place.files.get(part, f"{place.shown}, {part}")), look[first.label])
     together = looks["train"]
     for name, look in looks.items():
         if name != "train":
