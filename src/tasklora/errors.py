@@ -74,6 +74,11 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def counted(count: int, what: str) -> str:
+    """Return ``"1 row"`` or ``"1,200 rows"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def listing(names: Iterable[str], limit: int = 12) -> str:
     """Return `names` joined by commas, cut after `limit` entries with the number left out."""
     names = list(names)

@@ -137,7 +137,9 @@ def test_a_public_name(cli, project, tmp_path):
     Path("published", "validation.jsonl").unlink()
     Path("recipe.yaml").unlink()
     assert_refused(cli("init", f"hub:{tmp_path / 'published'}"), "no labelled split for validation", "save_to_disk")
-    assert_refused(cli("init", "hub:nobody/nothing"), "hub:nobody/nothing: cannot load it from the hub")
+    assert_refused(
+        cli("init", "hub:nobody/nothing"), "hub:nobody/nothing: cannot load it from the hub", "Look the name"
+    )
 
 
 def rows_of_kind(kind, count=60):
@@ -223,6 +225,9 @@ def test_what_the_user_says_goes_before_guesses(cli, project):
         (["a-dev.csv", "a-test.csv"], "no rows to train on, only validation, test"),
         (["headless.csv"], "the first line looks like a row, not like column names ('0')"),
         (["two-rows.csv"], "2 rows to train on, too few"),
+        (["one-row.csv"], "1 row to train on, too few"),
+        (["rows.json"], "cannot read rows.json: it holds one object with the keys data, not a list of rows"),
+        (["infinite"], "infinite/validation.jsonl: column 'label' is infinite in 1 of 9 rows, first in row 8"),
         (["unlike"], "column 'label' holds texts in train, whole numbers in validation"),
     ],
 )
@@ -234,10 +239,39 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(cli, reviews, argume
         Path(f"{name}.csv").write_bytes(reviews.read_bytes())
     Path("headless.csv").write_text("what a film,0\n" + "it was so dull,1\nnever again a book,0\n" * 20)
     Path("two-rows.csv").write_text("text,label\na b c,0\nd e f,1\n")
+    Path("one-row.csv").write_text("text,label\na b c,0\n")
+    Path("rows.json").write_text(json.dumps({"data": mood_rows()}))
+    for split, count in (("train", 60), ("validation", 9)):
+        rows = [{**row, "label": place / 7} for place, row in enumerate(mood_rows(count))]
+        if split == "validation":
+            rows[8]["label"] = float("inf")
+        write_rows(Path(f"infinite/{split}.jsonl"), rows)
     write_rows(Path("unlike/train.jsonl"), mood_rows())
     write_rows(Path("unlike/validation.jsonl"), [{**row, "label": 1} for row in mood_rows(9)])
     assert_refused(cli("init", *arguments), says)
     assert Path("taken.yaml").read_text() == "mine"
+
+
+def test_a_recipe_that_cannot_be_written_is_called_by_its_own_name(cli, reviews):
+    place = f"{'long' * 62}.yaml"
+    said = cli("init", reviews, "--output", place)
+    assert_refused(said, f"cannot write {place}: ", "Choose another --output")
+    assert "partial" not in said.err
+
+
+def test_classes_that_look_alike_are_noted(cli):
+    rows = [{**row, "label": ["yes", "Yes ", "n/a"][place % 3]} for place, row in enumerate(mood_rows())]
+    write_rows(Path("mine.jsonl"), rows)
+    assert cli("init", "mine.jsonl").code == 0
+    assert "# the classes 'Yes ' and 'yes' look alike: if they are one" in Path("recipe.yaml").read_text()
+    assert "# the class 'n/a' looks like a missing value" in Path("recipe.yaml").read_text()
+
+
+def test_one_row_is_no_rows(cli):
+    write_rows(Path("mine.jsonl"), mood_rows(6))
+    assert cli("init", "mine.jsonl").code == 0
+    held = "1 row is held out of train for validation, the same for every seed; 1 more chooses the best step"
+    assert held in Path("recipe.yaml").read_text()
 
 
 def test_overwriting_is_asked_for(cli, reviews):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from helpers_reports import data_of
@@ -15,7 +16,7 @@ from tasklora.evaluation import GradientCosines, diagnose, read_diagnostics
 from tasklora.evaluation.gradients import LayerCosines
 from tasklora.evaluation.subspaces import pairs_of
 from tasklora.report.division import division
-from tasklora.report.heatmaps import by_layer, mean
+from tasklora.report.heatmaps import by_layer, heat_map, mean, scale_legend
 from tasklora.report.interference import interference
 from tasklora.report.loading import load_source
 from tasklora.report.page import render
@@ -162,3 +163,21 @@ def test_very_many_layers_are_averaged_by_block():
     assert np.isnan(values[:, 1]).all()
     assert by_layer({"a": [1.0], "b": [2.0]})[1].tolist() == [[1.0], [2.0]]
     assert mean(np.array([[1.0, np.nan], [3.0, np.nan]])).tolist()[0] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("top", "says"),
+    [
+        (0.8, ["0.00", "0.20", "0.40", "0.60", "0.80"]),
+        (0.004, ["0.0000", "0.0010", "0.0020", "0.0030", "0.0040"]),
+        (0.00012, ["0.00000", "0.00003", "0.00006", "0.00009", "0.00012"]),
+    ],
+)
+def test_small_values_are_told_apart_in_the_legend_and_in_the_cells(top, says):
+    figure = Figure()
+    axes = figure.subplots()
+    heat_map(axes, np.array([[top / 4, top]]), ["layer"], ["one", "two"], top, numbers=True)
+    scale_legend(figure, top, diverging=False)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == says
+    assert [text.get_text() for text in axes.texts] == [says[1], says[4]]

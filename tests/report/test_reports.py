@@ -144,6 +144,9 @@ def test_runs_that_do_not_belong_together_are_refused_by_name(compared, tmp_path
 def test_what_is_no_run_or_not_finished_is_refused(compared, trained, tmp_path):
     with pytest.raises(CheckpointError, match="neither a run directory nor a comparison"):
         load_source([tmp_path])
+    (tmp_path / "first-run").mkdir()
+    with pytest.raises(CheckpointError, match=r"nothing is at .*frst-run. Did you mean 'first-run'\? Give the"):
+        load_source([tmp_path / "frst-run"])
     unfinished = copied(trained.path, tmp_path / "unfinished")
     (unfinished / "results.json").unlink()
     with pytest.raises(CheckpointError, match="Has the run finished"):

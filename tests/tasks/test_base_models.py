@@ -12,6 +12,7 @@ from transformers import AutoModel
 from helpers_runs import HIDDEN, save_base
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.tasks import MINILM, load_base, load_skeleton, packaged_minilm, sha256_of
+from tasklora.vision.base_model import load_dense_base, load_dense_skeleton
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 needs_minilm = pytest.mark.skipif(
@@ -63,6 +64,19 @@ def test_a_truncated_base_is_refused(project, tmp_path, name):
 def test_a_base_that_is_not_there(load):
     with pytest.raises(CheckpointError, match=r"cannot load the .*'./nowhere'"):
         load("./nowhere")
+
+
+@pytest.mark.parametrize("load", [load_base, load_skeleton, load_dense_base, load_dense_skeleton])
+@pytest.mark.parametrize("name", ["/tmp/no/encodr", "./no-such-encodr", "../no-such-encodr", "some/longer/encodr"])
+def test_a_folder_that_is_not_there_is_no_wrong_name_of_the_hub(load, name):
+    with pytest.raises(CheckpointError, match=rf"cannot load the .*'{name}': there is no such folder\. Give a folder"):
+        load(name)
+
+
+def test_a_folder_that_is_nearly_there_is_named(tmp_path):
+    (tmp_path / "encoder").mkdir()
+    with pytest.raises(CheckpointError, match=r"there is no such folder\. Did you mean 'encoder'\?"):
+        load_base(str(tmp_path / "encodr"))
 
 
 def test_an_unknown_dtype(project):

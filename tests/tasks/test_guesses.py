@@ -7,12 +7,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from tasklora.errors import ConfigError, DataError, TaskLoraError, UnsupportedError
 from tasklora.tasks import TaskSpec
-from tasklora.tasks.guessing.answers import outward
+from tasklora.tasks.guessing.answers import doubtful, outward
 from tasklora.tasks.guessing.columns import MOST_VALUES, SAMPLE_ROWS, look_at, merged
 from tasklora.tasks.guessing.roles import Said, Table, class_names
 from tasklora.tasks.guessing.rules import guess_task
 
 ROWS = 60
+INFINITE = float("inf")
 WORDS = ["the", "a", "film", "was", "so", "very", "and", "plot", "actor", "scene", "funny", "dull", "long", "short"]
 
 
@@ -77,6 +78,14 @@ def test_what_columns_hold():
     assert [column.missing for column in columns.values()] == [1, 1, 0, 0, 0, 0, 0, 2]
     assert columns["whole"].counts == {1: 1}
     assert columns["ids"].counts == {1: 1, 2: 1, 3: 1}
+
+
+def test_infinite_numbers_are_kept_apart():
+    columns = look_at(Dataset.from_dict({"whole": [1.0, float("inf"), 3.0, None], "all": [float("-inf")] * 4}))
+    whole, none = columns["whole"], columns["all"]
+    assert (whole.holds, whole.infinite, whole.missing, whole.low, whole.high) == ("whole numbers", (1,), 1, 1, 3)
+    assert whole.counts == {1: 1, 3: 1}
+    assert (none.holds, none.infinite, none.missing) == ("numbers", (0, 1, 2, 3), 0)
 
 
 def test_columns_of_several_splits_are_counted_together():
@@ -403,6 +412,41 @@ def test_texts_to_generate_are_recognised_and_refused(columns):
         ({"text": texts()}, ConfigError, "Name it: --label COLUMN"),
         ({"text": texts(), "label": cycle([0, 1, None])}, DataError, "'label' is empty in 20 of 60 rows"),
         ({"text": [None, *texts()[1:]], "label": cycle([0, 1])}, DataError, "'text' is empty in 1 of 60 rows"),
+        (
+            {"text": texts(), "score": [row / 7 if row != 7 else INFINITE for row in range(ROWS)]},
+            DataError,
+            "column 'score' is infinite in 1 of 60 rows, first in row 7 (counted from 0). Correct them, or leave",
+        ),
+        (
+            {"text": texts(), "label": [0.0, INFINITE] * (ROWS // 2)},
+            DataError,
+            "column 'label' is infinite in 30 of 60 rows, first in row 1",
+        ),
+        (
+            {"query": cycle(texts(2)[:10]), "document": texts(), "label": cycle([0.0, 1.0, -INFINITE])},
+            DataError,
+            "column 'label' is infinite in 20 of 60 rows, first in row 2",
+        ),
+        (
+            {"text": texts(), "score": [str(row / 7) if row else "nan" for row in range(ROWS)]},
+            DataError,
+            "column 'score' is read as texts: it holds numbers, but 'nan' is none. Write every number without quotes",
+        ),
+        (
+            {"text": texts(), "score": [f"{row},5" for row in range(ROWS)]},
+            DataError,
+            "it holds numbers, but '0,5' is none. Write every number without quotes and with a decimal point (0.5)",
+        ),
+        (
+            {"text": texts(), "score": [str(row / 7) for row in range(ROWS)]},
+            DataError,
+            "it holds numbers in quotes, as '0.0'. Write every number without quotes",
+        ),
+        (
+            {"tokens": [["a", "b"]] * ROWS, "tags": [["O", "B-X"]] * 7 + [["O"]] + [["O", "O"]] * (ROWS - 8)},
+            DataError,
+            "row 7 (counted from 0) has 2 words in 'tokens' and 1 tags in 'tags': 1 of 60 rows have not as many",
+        ),
     ],
 )
 def test_what_cannot_be_guessed_says_what_settles_it(columns, error, says):
@@ -434,3 +478,38 @@ def test_what_the_user_says_is_checked(said, says):
     with pytest.raises(ConfigError) as caught:
         guess({"text": texts(), "other": texts(2), "label": cycle([0, 1])}, **said)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["regression", None])
+def test_a_label_that_is_named_and_would_be_numbers_is_told_by_its_value(kind):
+    columns = {"text": texts(), "price": [f"{row},5" for row in range(ROWS)]}
+    with pytest.raises(DataError, match="column 'price' is read as texts: it holds numbers, but '0,5' is none"):
+        guess(columns, label="price", kind=kind)
+    with pytest.raises(DataError, match="column 'price' is read as texts"):
+        guess(columns, kind="regression")
+    found = guess({**columns, "label": cycle([0, 1])})
+    assert found.settings["inputs"] == ["text"]  # numbers with a decimal comma are no text to read
+    assert found.left_out == {"price": "numbers, but '0,5' is none"}
+
+
+def test_tags_that_the_user_says_they_are_name_the_row_that_has_too_few():
+    columns = {"said": [["a", "b"]] * ROWS, "kinds": [["x"]] * (ROWS - 1) + [["x", "y"]]}
+    with pytest.raises(
+        DataError, match=r"row 0 \(counted from 0\) has 2 words in 'said' and 1 tags in 'kinds': 59 of 60"
+    ):
+        guess(columns, kind="token_classification", inputs=("said",))
+
+
+def test_what_is_doubtful_about_names_of_classes():
+    assert doubtful(["No", "Yes", "no ", "yes", "nan", "Nano"]) == [
+        "the classes 'No' and 'no ' look alike: if they are one, write it alike in every row",
+        "the classes 'Yes' and 'yes' look alike: if they are one, write it alike in every row",
+        "the class 'nan' looks like a missing value: if it is one, leave such rows out",
+    ]
+    assert doubtful(["bad", "good", "0"]) == []
+
+
+def test_of_two_words_that_are_as_frequent_none_is_called_the_rarer():
+    assert "'b' second" in guess({"text": texts(), "label": cycle(["a", "b"])}).why["labels"]
+    assert "rarer" not in guess({"text": texts(), "label": cycle(["a", "b"])}).why["labels"]
+    assert "the rarer 'b' second" in guess({"text": texts(), "label": cycle(["a", "b", "a"])}).why["labels"]

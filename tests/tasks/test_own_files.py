@@ -7,7 +7,8 @@ from datasets import Dataset, DatasetDict
 
 from tasklora.errors import DataError
 from tasklora.tasks import TaskSpec, load_tasks
-from tasklora.tasks.sources import VALIDATION_MAX_ROWS, OwnRows, find_splits, hold_out, read_table, stream_table
+from tasklora.tasks.sources import VALIDATION_MAX_ROWS, OwnRows, find_splits, hold_out
+from tasklora.tasks.table_files import read_table, stream_table
 
 SPEC = TaskSpec(kind="classification", inputs=["text"], labels=["no", "yes"], metrics=["accuracy"], primary="accuracy")
 COLUMNS = {"text": [f"row {index}" for index in range(50)], "label": [index % 2 for index in range(50)]}
@@ -126,7 +127,19 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
         ("r.csv", "text,label\nna\u00efve,1\n".encode("cp1252"), "it is not UTF-8"),
         ("r.csv", "text,label\na,1\n".encode("utf-16"), "it is not UTF-8"),
         ("r.csv", b"text,label\n", "it has no rows"),
-        ("r.csv", b"", ""),
+        ("r.csv", b"", "it is empty"),
+        ("r.tsv", b"\n", "it is empty"),
+        (
+            "r.csv",
+            b"text,label\na,1\none, two,1\n",
+            "line 3 has 3 values, its first line 2 names. Put quotes around texts that hold a comma",
+        ),
+        (
+            "r.json",
+            b'{"version": 1, "data": [{"text": "a", "label": 1}, {"text": "b", "label": 0}]}',
+            "it holds one object with the keys version, data, not a list of rows. Save the list under 'data' alone",
+        ),
+        ("r.json", b'{"text": {"0": "a"}, "label": {"0": 1}}', "Save the rows as a list, [{…}, {…}], or write one row"),
         ("r.jsonl", b"", "it is empty"),
         ("r.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "la\n', "JSON parse error"),
         ("r.csv", b"text,label\n" + b"a,1\n" * 12_000 + b"b,x\n", "numbers first and texts later"),
@@ -140,6 +153,13 @@ def test_files_that_cannot_be_read_say_why(tmp_path, name, content, says):
         OwnRows("mine", {"train": str(tmp_path / name)}).load("train")
     assert str(caught.value).startswith(f"task 'mine': cannot read {tmp_path / name}: ")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.tsv"])
+def test_an_empty_file_is_called_so_where_it_is_streamed(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(DataError, match=rf"^cannot read .*{name}: it is empty"):
+        stream_table(tmp_path / name)
 
 
 def test_paths_that_are_not_there_or_hold_nothing(tmp_path):

@@ -219,6 +219,7 @@ def test_several_processes_and_workers_read_the_rows_of_one(tmp_path):
         ({}, "empty.jsonl", {}, "cannot read empty.jsonl: "),
         ({}, "none.jsonl", {}, "no file none.jsonl"),
         ({}, "wide.csv", {}, "its rows have more values than its first line has names"),
+        ({}, "ragged.csv", {}, r"line 12 has 3 values, its first line 2 names. Put quotes around texts"),
         ({}, "torn.jsonl", {}, "its training rows could be read up to row|cannot read torn.jsonl"),
     ],
 )
@@ -227,6 +228,7 @@ def test_what_cannot_be_streamed_is_refused_before_training(tmp_path, spec, file
     (tmp_path / "rows.json").write_text(json.dumps(numbered()))
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "wide.csv").write_text("text,label\n" + "a,1,2\n" * 30)
+    (tmp_path / "ragged.csv").write_text("text,label\n" + "a,1\n" * 10 + "a,b,1\n")
     (tmp_path / "torn.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
     made = TaskSpec.model_validate({**SUITE["tasks"]["mood"], **spec})
     with pytest.raises((ConfigError, DataError), match=says):

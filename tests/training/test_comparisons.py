@@ -3,12 +3,14 @@
 What is summarised of finished runs, and how, is in tests/evaluation/test_comparison_summaries.py.
 """
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from helpers_runs import EVERY_METHOD, TASKS, use_method, write_rows
 from tasklora.errors import ConfigError, DataError, OutputError
@@ -282,6 +284,15 @@ def refused(error, says, path, recipe, methods=("lora",), seeds=(0,), **options)
     with pytest.raises(error, match=says):
         compare_methods(recipe, path, list(methods), list(seeds), **options)
     assert contents(path) == before
+
+
+def test_variants_are_told_apart_while_they_run(project, tmp_path):
+    recipe = project.load("tasks.include=[mood, heat]", "training.max_steps=1")
+    said = io.StringIO()
+    methods = ["mtl_lora", "mtl_lora[balancing.method=pcgrad]"]
+    compare_methods(recipe, tmp_path / "out", methods, [0], console=Console(file=said, width=200))
+    for method in methods:
+        assert f"\n{method} seed 0: average on tune " in f"\n{said.getvalue()}"
 
 
 @pytest.mark.parametrize("override", ["training.epochs=2", "method.r=3", "tasks.include=[mood]", "model.max_length=20"])

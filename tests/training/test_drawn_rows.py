@@ -144,6 +144,24 @@ def test_many_tasks_stay_legible_in_the_figure(project, trained, tmp_path):
     assert "t0, 1 ×" in made.svg
 
 
+def test_a_task_of_which_nothing_was_drawn_is_shown_at_zero(trained):
+    from tasklora.report import curves
+    from tasklora.report.loading import RunFiles, Source
+
+    class OneTask(RunFiles):
+        @property
+        def log(self):
+            return [{"step": 5, "drawn/mood": 40}]
+
+    source, run = load_source([trained.path]), OneTask(trained.path)
+    run.results.training.steps = 10
+    made = curves.rows_drawn(Source("one", source.results, {"mtl_lora": [run]}))
+    assert set(made.data) == {"mood", "answer", "heat"}
+    assert made.data["heat"]["steps"] == [0, 10]
+    assert made.data["heat"]["values"] == [0.0, 0.0]
+    assert "heat, 0 ×" in made.svg
+
+
 def test_a_schedule_that_cannot_move_is_refused_before_a_run_is_made(project, tmp_path):
     from tasklora.errors import ConfigError
 

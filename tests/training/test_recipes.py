@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from tasklora.errors import ConfigError, DataError, TaskLoraError
+from tasklora.tasks import read_yaml
 from tasklora.training import count_recipe_parameters, load_recipe, prepare
 from tasklora.training.recipe import TrainingSection
 
@@ -154,7 +155,8 @@ def test_overrides_are_yaml(project):
     ("content", "error", "says"),
     [
         (None, DataError, "no file"),
-        ("", ConfigError, "expected a mapping of keys to values"),
+        ("", ConfigError, " is empty: write a mapping of keys to values"),
+        ("# nothing but a comment\n", ConfigError, " is empty: write a mapping of keys to values"),
         ("- 1", ConfigError, "expected a mapping of keys to values"),
         ("model: {", ConfigError, "is not valid YAML"),
         (b"\xff\xfe\x00", ConfigError, "is not valid YAML"),
@@ -167,8 +169,57 @@ def test_files_that_are_no_recipe(tmp_path, content, error, says, overrides):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error) as caught:
         load_recipe(path, overrides)
-    if not overrides or says != "expected a mapping of keys to values":
-        assert says in str(caught.value)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            "training:\n  epochs: 3\n  seed: 0\n  epochs: 4\n",
+            "'training.epochs' is given twice, in lines 2 and 4",
+        ),
+        ("model: {name: a}\nmodel: {name: b}\n", "'model' is given twice, in lines 1 and 2"),
+        ("tasks: {define: [{label: a, 'label': b}]}\n", "'tasks.define.label' is given twice, in line 1."),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, content, says):
+    (tmp_path / "r.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"r\.yaml: ") as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert says in str(caught.value)
+
+
+def test_a_key_that_is_given_twice_in_an_override_is_refused(project):
+    with pytest.raises(ConfigError, match="'name' is given twice, in line 1"):
+        project.load("method={name: lora, name: mtl_lora}")
+
+
+def test_anchors_and_equal_keys_of_different_mappings_are_read(tmp_path):
+    (tmp_path / "r.yaml").write_text("a: &it {x: 1, y: 2}\nb: *it\nc:\n  <<: *it\n  x: 3\n")
+    assert read_yaml(tmp_path / "r.yaml") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 2}, "c": {"x": 3, "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "tasks.define={own: {kind: classification, streaming: {rows: many}}}",
+            "'tasks.define.own.streaming.rows': Input should be a valid integer or 'unknown' (got 'many')",
+        ),
+        (
+            "tasks.define={own: {kind: classification, streaming: {rows: 0}}}",
+            "'tasks.define.own.streaming.rows': Input should be greater than 0 or 'unknown' (got 0)",
+        ),
+        ("training.evaluate_every=never", "'training.evaluate_every': Input should be 'epoch' or a valid integer"),
+    ],
+)
+def test_of_a_number_or_a_word_both_are_said_once(project, override, says):
+    with pytest.raises(ConfigError) as caught:
+        project.load(override)
+    assert says in str(caught.value)
+    assert "constrained" not in str(caught.value)
+    assert "literal[" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

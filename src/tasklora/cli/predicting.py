@@ -13,7 +13,7 @@ from tasklora.tasks import KINDS, BaseModel, SavedModel, TaskModel, TaskSpec
 from tasklora.tasks.formats import FORMATS
 from tasklora.tasks.kinds import WrongValueError, require_columns
 from tasklora.tasks.ragged import is_missing
-from tasklora.tasks.sources import FILE_FORMATS, read_table
+from tasklora.tasks.table_files import FILE_FORMATS, read_table
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm"}
 

@@ -61,6 +61,7 @@ def init(
     from tasklora.evaluation import write_text_whole
     from tasklora.tasks import training_method
     from tasklora.tasks.guessing.finding import find_tasks, propose
+    from tasklora.tasks.whole_files import reason
     from tasklora.training.first_recipe import BATCH, first_recipe, sizes_of
     from tasklora.training.recipes import parse_recipe
 
@@ -72,7 +73,10 @@ def init(
     command = shlex.join(["tasklora", *sys.argv[1:]])
     text = first_recipe(proposals, model, method, f"runs/{output.stem}", command).replace("THIS_FILE", str(output))
     parse_recipe(yaml.safe_load(text), str(output)).task_specs()
-    write_text_whole(output, text)
+    try:
+        write_text_whole(output, text)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {reason(error)}. Choose another --output.") from error
     tables = [guess_table(p) for p in proposals] if len(proposals) <= MOST_SHOWN else [tasks_table(proposals)]
     for table in tables:
         console.print(table)
@@ -141,7 +145,11 @@ def guess_table(proposal: Proposal) -> Table:
         if key not in ("metrics",):
             table.add_row(key, escape(shown), escape(guess.why.get(key, "")))
     rows = ", ".join(f"{split} {count:,}" for split, count in proposal.rows.items())
-    held = "" if "validation" in proposal.rows else f"{proposal.held_out:,} of them are held out for validation"
+    held = (
+        ""
+        if "validation" in proposal.rows
+        else f"{proposal.held_out:,} of them {'is' if proposal.held_out == 1 else 'are'} held out for validation"
+    )
     table.add_row("rows", rows, held)
     if guess.left_out:
         why = "; ".join(f"{name}: {why}" for name, why in guess.left_out.items())

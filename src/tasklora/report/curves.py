@@ -65,6 +65,9 @@ def rows_drawn(source: Source) -> Picture | None:
             drawn[task] = {"steps": [0, *steps, last], "values": [0.0, *counts, counts[-1]], "rows": sizes.get(task)}
     if not drawn:
         return None
+    for task in source.results.metrics:  # logs leave out tasks of which nothing was drawn
+        last = run.results.training.steps
+        drawn.setdefault(task, {"steps": [0, last], "values": [0.0, 0.0], "rows": sizes.get(task)})
     order = sorted(drawn, key=lambda task: -drawn[task]["values"][-1])
     named = order if len(order) <= NAMED else [*order[: NAMED // 2], *order[-(NAMED // 2) :]]
     (name,) = (name for name, runs in source.runs.items() if run in runs)

@@ -6,6 +6,7 @@ colour-blind readers tell apart too, and zero is the page itself.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,6 +58,7 @@ def heat_map(
         numbers: write the values into the cells.
         square: whether cells are squares.
     """
+    digits = _digits(top)
     cells: dict[int, list[Path]] = {}  # cells of one shade are one path: thousands of them make a page heavy
     for row, of_row in enumerate(values):
         for column, value in enumerate(of_row):
@@ -66,7 +68,7 @@ def heat_map(
             shade = round(SHADES * min(1.0, max(-1.0, float(value) / top)))
             cells.setdefault(shade, []).append(Path(_SQUARE + np.array([column, row]), closed=True))
             if numbers:
-                said = number(round(float(value), 2) + 0.0, 2)  # no minus before a zero
+                said = number(round(float(value), digits) + 0.0, digits)  # no minus before a zero
                 axes.text(column, row, said, ha="center", va="center", color=INK, fontsize=7)
     strongest = UNDER_NUMBERS if numbers else 1.0
     for shade, squares in cells.items():
@@ -89,17 +91,23 @@ def heat_map(
 
 def scale_legend(figure: Figure, top: float, diverging: bool, strongest: float = 1.0) -> None:
     """Draw the scale of the opacities above the figure."""
+    digits = _digits(top)
     shares = (-1.0, -0.5, 0.0, 0.5, 1.0) if diverging else (0.0, 0.25, 0.5, 0.75, 1.0)
     handles = [
         Patch(
             facecolor=(POSITIVE if share >= 0 else NEGATIVE, strongest * abs(share)),
             edgecolor=MUTED,
             linewidth=0.4,
-            label=number(share * top, 2),
+            label=number(share * top, digits),
         )
         for share in shares
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=5, labelcolor=MUTED, fontsize=7, handlelength=1.2)
+
+
+def _digits(top: float) -> int:
+    """Return after how many decimals values up to `top` are told apart: two, or more where all are small."""
+    return max(2, 1 - math.floor(math.log10(top)))
 
 
 def largest(values: Matrix, least: float = 0.0) -> float:

@@ -165,6 +165,10 @@ def load_source(paths: Sequence[Path], baseline: str | None = None) -> Source:
         return _comparison(comparisons[0], baseline)
     for path in paths:
         if not (path / RECIPE_FILE).is_file():
+            if not path.exists():
+                siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+                near = did_you_mean(path.name, siblings)
+                raise CheckpointError(f"nothing is at {path}.{near} Give the directory of a run or of a comparison.")
             raise CheckpointError(f"{path} is neither a run directory nor a comparison.")
     return _runs(paths, baseline)
 

@@ -20,7 +20,7 @@ from tasklora.tasks.saved_model import (
 )
 from tasklora.tasks.spec import Split, Suite, TaskSpec, load_suite, shipped_suites
 from tasklora.tasks.streaming import Streaming
-from tasklora.tasks.strict import Strict, parse, read_yaml
+from tasklora.tasks.strict import Strict, load_yaml, parse, read_yaml
 from tasklora.tasks.templates import Evaluation, Template, TextToText, shipped_templates
 from tasklora.tasks.text_collate import TextToTextCollator, split_texts_by_task
 from tasklora.tasks.text_forms import TEXT_FORMS, template_columns
@@ -72,6 +72,7 @@ __all__ = [
     "load_suite",
     "load_tasks",
     "load_weights",
+    "load_yaml",
     "move_into_place",
     "pack_causal",
     "pack_rows",

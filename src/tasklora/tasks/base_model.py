@@ -71,6 +71,7 @@ def load_base(
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
     packaged = packaged_minilm() if name == MINILM else None
     source = str(packaged or name)
+    check_folder(source, f"cannot load the base model '{name}'")
     where = {} if packaged or Path(source).is_dir() else {"revision": revision}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **where)
@@ -109,6 +110,7 @@ def load_skeleton(
     from transformers import AutoConfig
 
     source = str((packaged_minilm() if name == MINILM else None) or name)
+    check_folder(source, f"cannot load the configuration of '{name}'")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -116,6 +118,23 @@ def load_skeleton(
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
     return BaseModel(name, model, None, _hidden_size(config), fingerprint="")
+
+
+def check_folder(name: str, what: str) -> None:
+    """Raise CheckpointError if a model is named by a path and there is no such folder; the hub says less of it.
+
+    Args:
+        name: a public name, which has one slash at most, or a folder.
+        what: what an error message begins with.
+    """
+    path = Path(name)
+    if path.is_dir() or not (name.startswith((".", "~")) or path.is_absolute() or len(path.parts) > 2):
+        return
+    siblings = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    raise CheckpointError(
+        f"{what}: there is no such folder.{did_you_mean(path.name, siblings)} Give a folder that save_pretrained wrote "
+        "(relative paths begin at the folder that tasklora is started in), or a public name."
+    )
 
 
 def packaged_minilm() -> Path | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from tasklora.errors import DataError, listing
+from tasklora.errors import DataError, counted, listing
 from tasklora.tasks.formats import FORMATS
 from tasklora.tasks.kinds import KINDS, WrongValueError, require_columns
 from tasklora.tasks.ragged import count, padded, unpadded
@@ -331,8 +331,9 @@ def _load(source: Rows, name: str, spec: TaskSpec, split: Split) -> datasets.Dat
     if part is None and split in ("train", "validation") and not spec.splits and source.holds_out_validation:
         rows = _arranged(source, name, spec, "train")
         if len(rows) < FEWEST_ROWS:
+            few = f"{counted(len(rows), 'row')} {'is' if len(rows) == 1 else 'are'}"
             raise DataError(
-                f"task '{name}': {len(rows)} rows are too few to hold some out for validation. Add rows, or name a "
+                f"task '{name}': {few} too few to hold some out for validation. Add rows, or name a "
                 "file for it: `files: {validation: PATH}`."
             )
         train, validation = hold_out(rows, VALIDATION_FRACTION, VALIDATION_MAX_ROWS, VALIDATION_SEED)

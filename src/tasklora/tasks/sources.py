@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -13,11 +12,11 @@ import numpy as np
 
 from tasklora.errors import DataError, did_you_mean, first_line, listing
 from tasklora.tasks.spec import Split, TaskSpec
+from tasklora.tasks.table_files import FILE_FORMATS, read_table, stream_table
 
 if TYPE_CHECKING:
     import datasets
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -56,128 +55,6 @@ class Rows(Protocol):
 
     def stream(self, split: Split) -> datasets.IterableDataset:
         """Return the rows of a split, read anew at every iteration and never held whole."""
-
-
-def read_table(path: Path, where: str = "") -> datasets.Dataset:
-    """Return the rows of a file whose suffix is in :data:`FILE_FORMATS`, or of a folder that `datasets` saved.
-
-    Of a CSV file, only empty cells are missing values: "NA" and "None" are texts.
-
-    Args:
-        path: the file or folder.
-        where: what an error message begins with.
-
-    Raises:
-        DataError: if it cannot be read, or a CSV file's columns are not those that its first line names.
-    """
-    from datasets import Dataset
-    from datasets.arrow_writer import SchemaInferenceError
-    from datasets.exceptions import DatasetGenerationError
-
-    readers = {"json": Dataset.from_json, "csv": Dataset.from_csv, "parquet": Dataset.from_parquet}
-    if path.is_dir():
-        return _saved_rows(path, where)
-    options = _options(path, where)
-    try:
-        rows = readers[FILE_FORMATS[path.suffix]](glob.escape(str(path)), **options)
-    except (StopIteration, DatasetGenerationError, ValueError, OSError) as error:
-        # What datasets says of a file without content; older ones miss what to infer columns from.
-        if isinstance(error, StopIteration) or isinstance(error.__cause__, SchemaInferenceError):
-            raise DataError(f"{where}cannot read {path}: it is empty.") from None
-        raise DataError(f"{where}cannot read {path}: {_cause(error)}") from None
-    if options:
-        _check_columns(path, options["sep"], rows.column_names, where)
-    return rows
-
-
-def stream_table(path: Path, where: str = "") -> datasets.IterableDataset:
-    """Return what :func:`read_table` returns, read anew at every iteration and never held whole.
-
-    Args:
-        path: the file or folder.
-        where: what an error message begins with.
-
-    Raises:
-        DataError: if it cannot be read, or only whole; rows after the first ones are read later.
-    """
-    from datasets import load_dataset
-
-    if path.is_dir():
-        return _saved_rows(path, where).to_iterable_dataset()
-    options = _options(path, where)
-    if path.suffix == ".json":
-        raise DataError(f"{where}cannot stream {path}: a list in a .json file is read whole. Write it as .jsonl.")
-    try:
-        file = glob.escape(str(path))  # to `datasets`, data[1].csv is a pattern that data1.csv fits
-        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=file, split="train", streaming=True, **options)
-        columns = list(next(rows.iter(batch_size=1)))  # plain `iter` would share the rows out among loading workers
-    except StopIteration:
-        raise DataError(f"{where}cannot read {path}: it has no rows.") from None
-    except Exception as error:  # streams raise what the readers do, not what `datasets` makes of it
-        raise DataError(f"{where}cannot read {path}: {_cause(error)}") from None
-    if options:
-        _check_columns(path, options["sep"], columns, where)
-    return rows
-
-
-def _options(path: Path, where: str) -> dict[str, Any]:
-    """Return how a file is read; none but for CSV.
-
-    Raises:
-        DataError: if its suffix is unknown.
-    """
-    if path.suffix not in FILE_FORMATS:
-        raise DataError(
-            f"{where}cannot read {path}: use one of {', '.join(FILE_FORMATS)}, or a folder that `datasets` saved."
-        )
-    csv = {"keep_default_na": False, "na_values": [""], "sep": "\t" if path.suffix == ".tsv" else ","}
-    return csv if FILE_FORMATS[path.suffix] == "csv" else {}
-
-
-def _cause(error: Exception) -> str:
-    cause = error.__cause__ or error
-    if isinstance(cause, UnicodeDecodeError):
-        return f"it is not UTF-8 ({first_line(cause)}). Save it as UTF-8."
-    if "corresponds to no data" in str(cause):
-        return "it has no rows."
-    if "Failed to parse string" in str(cause):
-        return f"a column holds numbers first and texts later ({first_line(cause)}). Put such a file into .jsonl."
-    return first_line(cause)
-
-
-def _check_columns(path: Path, separator: str, columns: list[str], where: str) -> None:
-    """Raise DataError if a CSV file's rows have not as many values as its first line has names, or names repeat."""
-    import csv
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, delimiter=separator), [])
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{where}cannot read {path}: its first line names {listing(twice)} more than once. Rename one.")
-    other = next((mark for mark in ";\t|," if len(names) == 1 and mark != separator and mark in names[0]), None)
-    if other is not None:
-        marks = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-        raise DataError(
-            f"{where}cannot read {path}: its columns seem to be separated by {marks[other]}. A .csv file has commas, a "
-            ".tsv file tabs: save it so" + (", or call it .tsv." if other == "\t" else ".")
-        )
-    if any(name.startswith("__index_level_") for name in columns):  # where pandas puts surplus values
-        raise DataError(
-            f"{where}cannot read {path}: its rows have more values than its first line has names. Put quotes around "
-            "texts that hold a comma, or name every column."
-        )
-
-
-def _saved_rows(path: Path, where: str) -> datasets.Dataset:
-    from datasets import Dataset, load_from_disk
-
-    try:
-        rows = load_from_disk(str(path))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{where}cannot read {path} as a saved `datasets` folder: {first_line(error)}") from None
-    if not isinstance(rows, Dataset):
-        raise DataError(f"{where}{path} holds several splits: {listing(rows)}. Name one, as {path / next(iter(rows))}.")
-    return rows
 
 
 def hold_out(

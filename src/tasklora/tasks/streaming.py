@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import numpy as np
 import pydantic
 
-from tasklora.errors import ConfigError, DataError, TaskLoraError, first_line
+from tasklora.errors import ConfigError, DataError, TaskLoraError, counted, first_line
 from tasklora.tasks.kinds import KINDS
 from tasklora.tasks.sources import Rows
 from tasklora.tasks.spec import Split, TaskSpec
 from tasklora.tasks.strict import Strict
+from tasklora.tasks.table_files import why_unread
 
 if TYPE_CHECKING:
     import datasets
@@ -96,7 +97,7 @@ class StreamedSource:
         is_all = seen < self.streaming.buffer
         if given != "unknown" and (given < seen or (is_all and given != seen)):
             raise DataError(
-                f"task '{self.name}': streaming.rows is {given}, but its training data have {seen} rows"
+                f"task '{self.name}': streaming.rows is {given}, but its training data have {counted(seen, 'row')}"
                 f"{'' if is_all else ' or more'}. Correct it, or say `rows: unknown`."
             )
         try:
@@ -130,7 +131,7 @@ class StreamedSource:
         except Exception as error:  # files, formats and the network raise many kinds
             raise DataError(
                 f"task '{self.name}': its training rows could be read up to row {place} only: "
-                f"{first_line(error.__cause__ or error)} Mend the data or the connection; a run that had begun goes on "
+                f"{why_unread(error)} Mend the data or the connection; a run that had begun goes on "
                 "with --resume."
             ) from error
 

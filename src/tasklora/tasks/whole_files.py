@@ -29,8 +29,12 @@ _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container.cc", "iostream e
 def write_text_whole(path: Path, text: str) -> None:
     """Write a text file beside its place, then move it there."""
     scratch = path.with_name(f".{path.name}{PARTIAL}")
-    scratch.write_text(text, encoding="utf-8")
-    move_into_place(scratch, path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        move_into_place(scratch, path)
+    except OSError as error:
+        error.filename = str(path)  # what was asked for, not what stands in for it
+        raise
 
 
 def move_into_place(scratch: Path, place: Path) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tasklora.errors import ConfigError, InterruptedRun, NonFiniteLossError, did_you_mean
 from tasklora.evaluation import (
@@ -167,9 +168,8 @@ class _CellRunner:
 
     def finish(self, cell: Cell) -> None:
         """Run a cell unless it is finished; go on from its last checkpoint if there is one."""
-        name = f"{cell.method} seed {cell.seed}" + "".join(
-            f" {k.rpartition('.')[2]}={v}" for k, v in cell.settings.items()
-        )
+        tried = "".join(f" {k.rpartition('.')[2]}={v}" for k, v in cell.settings.items())
+        name = escape(f"{cell.method} seed {cell.seed}{tried}")  # rich takes a variant's brackets for a style
         if cell.is_finished:
             said = "there already"
         else:
@@ -183,7 +183,7 @@ class _CellRunner:
             results = self._train(cell)
         except NonFiniteLossError as error:
             write_text_whole(cell.run.path / FAILED_FILE, json.dumps({"error": str(error)}) + "\n")
-            return f"[yellow]failed[/yellow]: {error}"
+            return f"[yellow]failed[/yellow]: {escape(str(error))}"
         except InterruptedRun:
             raise InterruptedRun("interrupted in a run; finished ones are kept. The same command goes on.") from None
         shutil.rmtree(cell.run.checkpoints, ignore_errors=True)  # a finished run needs none; many runs need the room

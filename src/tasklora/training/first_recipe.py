@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tasklora.errors import counted
 from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
 from tasklora.tasks.guessing import Proposal
 from tasklora.tasks.guessing.answers import FEWEST_TO_WEIGH
@@ -182,10 +183,13 @@ def _held(proposal: Proposal) -> str:
     """Return what is held out of the training rows, and what for."""
     held = []
     if "validation" not in proposal.rows:
-        held.append(f"{proposal.held_out:,} rows are held out of train for validation, the same for every seed")
+        count = counted(proposal.held_out, "row")
+        are = "is" if proposal.held_out == 1 else "are"
+        held.append(f"{count} {are} held out of train for validation, the same for every seed")
     if "tune" not in proposal.rows:
         rows = proposal.train_rows - _after_tuning(proposal)
-        held.append(f"{rows:,} {'more ' if held else 'rows of train '}choose the best step")
+        of_train = f"{rows:,} more" if held else f"{counted(rows, 'row')} of train"
+        held.append(f"{of_train} choose{'s' if rows == 1 else ''} the best step")
     return "; ".join(held)
 
 

@@ -15,7 +15,7 @@ import pydantic
 import yaml
 
 from tasklora.errors import ConfigError, did_you_mean
-from tasklora.tasks import parse, read_yaml, shipped_suites
+from tasklora.tasks import load_yaml, parse, read_yaml, shipped_suites
 from tasklora.training.dense_recipe import DenseRecipe
 from tasklora.training.recipe import Recipe
 
@@ -45,12 +45,12 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe 
 
     Raises:
         DataError: if there is no such file.
-        ConfigError: on an unknown key (with the nearest valid one), a value of the wrong kind, or a suite of the other
-            shape.
+        ConfigError: on an unknown key (with the nearest valid one), one that is given twice, a value of the wrong
+            kind, or a suite of the other shape.
     """
     path = Path(path)
     data = read_yaml(path)
-    for override in overrides or []:
+    for override in (overrides or []) if isinstance(data, dict) else []:  # what is no mapping is refused below
         _apply(data, override)
     recipe = parse_recipe(data, str(path))
     recipe.task_specs()
@@ -133,7 +133,7 @@ def _apply(data: Any, override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"'{override}' is no override; write section.key=value, e.g. training.epochs=2.")
     try:
-        _put(data, key, yaml.safe_load(value))
+        _put(data, key, load_yaml(value, f"'{override}'"))
     except yaml.YAMLError as error:
         raise ConfigError(f"'{override}': the value is not valid YAML ({error}).") from None
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasklora.errors import CheckpointError, ConfigError, did_you_mean, first_line
-from tasklora.tasks.base_model import DTYPES, fingerprint
+from tasklora.tasks.base_model import DTYPES, check_folder, fingerprint
 
 # Sizes of published checkpoints, so that parameters can be counted without reaching for any file.
 _WIDTHS = {
@@ -80,6 +80,7 @@ def load_dense_base(
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{dtype}'.{did_you_mean(dtype, DTYPES)} One of: {', '.join(DTYPES)}.")
     source = _source(name)
+    check_folder(source, f"cannot load the backbone '{name}'")
     where = {} if Path(source).is_dir() else {"revision": revision}
     try:
         config = AutoConfig.from_pretrained(source, **where)
@@ -113,6 +114,7 @@ def load_dense_skeleton(name: str, revision: str | None = None, drop_path: float
         config: Any = SwinConfig(**KNOWN_SWINS[name])
     else:
         source = _source(name)
+        check_folder(source, f"cannot load the configuration of '{name}'")
         where = {} if Path(source).is_dir() else {"revision": revision}
         try:
             config = AutoConfig.from_pretrained(source, **where)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tasklora.errors import counted
 from tasklora.tasks.guessing.columns import Column
 
 POSITIVE = ("yes", "true", "positive", "pos", "spam", "match", "duplicate", "relevant", "toxic", "hate", "acceptable")
 EVEN_ENOUGH = 0.3  # of two classes, the smaller one's share from which accuracy says enough
 RARE = 0.1
+MISSING = ("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "missing", "?", "-")
 FEWEST_TO_WEIGH = (
     10  # rows of the rarest class from which on balanced weights are sensible and train is sure to have some
 )
@@ -73,13 +75,30 @@ def classes_of(column: Column, names: Sequence[str], partner: str | None = None)
     return Classes(labels, rows, f"{order}; {_shares(labels, rows)}")
 
 
+def doubtful(labels: Sequence[str]) -> list[str]:
+    """Return what is doubtful about names of classes: that two are written alike, or that one is a missing value."""
+    notes = []
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(label.strip().casefold(), []).append(label)
+    for same in alike.values():
+        if len(same) > 1:
+            names = " and ".join(repr(label) for label in same)
+            notes.append(f"the classes {names} look alike: if they are one, write it alike in every row")
+    for label in labels:
+        if label.strip().casefold() in MISSING:
+            notes.append(f"the class {label!r} looks like a missing value: if it is one, leave such rows out")
+    return notes
+
+
 def _two_words(labels: list[str], counts: Mapping[str, int]) -> tuple[list[str], str]:
     said = [label for label in labels if label.strip().lower() in POSITIVE]
     if len(said) == 1:
         first = next(label for label in labels if label != said[0])
         return [first, said[0]], f"'{said[0]}' second: f1 is of that class"
     first, second = sorted(labels, key=lambda label: (-counts[label], label))
-    return [first, second], f"the rarer '{second}' second: f1 is of that class"
+    which = "the rarer" if counts[second] < counts[first] else "as frequent as the other,"
+    return [first, second], f"{which} '{second}' second: f1 is of that class"
 
 
 def _shares(labels: Sequence[str], rows: Sequence[int]) -> str:
@@ -121,7 +140,7 @@ def ways_to_score(classes: Classes) -> tuple[list[str], str, str, str]:
     if least >= RARE or least >= 0.5 / len(shares):
         return metrics, why, "none", ""
     if min(classes.rows) < FEWEST_TO_WEIGH:
-        few = f"'{rarest}' is rare, but has {min(classes.rows)} rows: too few to weigh it up"
+        few = f"'{rarest}' is rare, but has {counted(min(classes.rows), 'row')}: too few to weigh it up"
         return metrics, why, "none", few
     return metrics, why, "balanced", f"so rare a class as '{rarest}' would hardly be learned else"
 

@@ -24,6 +24,7 @@ Holds = Literal[
 ]
 _ADDRESS = re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\d{1,2}:\d{2}.*)?$")
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # also with a decimal comma
 _CODE = re.compile(r"(?=.*\d)[\w\-.:/#]+$")
 
 
@@ -42,6 +43,7 @@ class Column:
         low: smallest number, over all rows.
         high: largest number, over all rows.
         names: names of the classes 0, 1, …, where the table says them (a ``ClassLabel`` of `datasets`).
+        infinite: the rows, counted from 0, with an infinite number; `low`, `high` and `holds` are of the others.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Column:
     low: float = 0.0
     high: float = 0.0
     names: tuple[str, ...] = ()
+    infinite: tuple[int, ...] = ()
 
     @property
     def is_number(self) -> bool:
@@ -83,6 +86,19 @@ class Column:
         """Return the share of the sample's texts that match a pattern from their beginning."""
         return sum(bool(pattern.match(text.strip())) for text in self.values) / max(1, len(self.values))
 
+    def nearly_numbers(self) -> str | None:
+        """Return what makes texts of a column that is numbers else, as '0,5' or 'nan'; None if it holds other texts."""
+        if self.holds != "texts" or not self.values:
+            return None
+        texts = [text.strip() for text in self.values]
+        if sum(bool(_NUMBER.fullmatch(text)) for text in texts) < len(texts) / 2:
+            return None
+        other = next((text for text in texts if not _NUMBER.fullmatch(text)), None)
+        if other is None and not any("," in text for text in texts):
+            return f"numbers in quotes, as '{texts[0]}'"
+        other = next(text for text in texts if "," in text) if other is None else other
+        return f"numbers, but '{other}' is none"
+
     def no_text(self) -> str | None:
         """Return why the column is no text that a model could read; None if it is one."""
         if self.holds != "texts":
@@ -97,6 +113,8 @@ class Column:
             return "dates"
         if self.share(_CODE) > 0.9 and self.share_of_different > 0.9:
             return "codes"
+        if self.nearly_numbers() is not None:
+            return self.nearly_numbers()
         if self.words < 3 and self.has_repeats:
             return f"{len(self.counts)} different values, no texts"
         return None
@@ -119,16 +137,21 @@ class Column:
         if self.holds == "whole numbers" and self.share_of_different == 1 and self.rows > 20:
             return "a different number in every row"
         if self.holds == "texts" and (self.no_text() in ("addresses", "dates", "codes") or not self.has_repeats):
-            return self.no_text() or "texts that hardly come again"
+            return self.nearly_numbers() or self.no_text() or "texts that hardly come again"
         return None
+
+
+def sampled_rows(rows: int) -> list[int]:
+    """Return which rows of so many are a sample, evenly spread."""
+    places: list[int] = np.unique(np.linspace(0, max(0, rows - 1), min(rows, SAMPLE_ROWS)).astype(int)).tolist()
+    return places
 
 
 def look_at(rows: datasets.Dataset) -> dict[str, Column]:
     """Return what each column of a table holds."""
     import datasets
 
-    places = np.unique(np.linspace(0, max(0, len(rows) - 1), min(len(rows), SAMPLE_ROWS)).astype(int))
-    sample = rows.select(places)[:] if len(rows) else {name: [] for name in rows.column_names}
+    sample = rows.select(sampled_rows(len(rows)))[:] if len(rows) else {name: [] for name in rows.column_names}
     columns = {}
     for name in rows.column_names:
         feature = rows.features[name]
@@ -149,12 +172,16 @@ def _column(name: str, values: pa.ChunkedArray | None, sample: list[Any], names:
     about: dict[str, Any] = {"rows": len(values), "missing": values.null_count, "sample": sample, "names": names}
     if holds in ("whole numbers", "numbers") and values.null_count < len(values):
         if pa.types.is_floating(values.type):
+            infinite = pc.fill_null(pc.is_inf(values.cast(pa.float64())), False)
+            about["infinite"] = tuple(np.flatnonzero(infinite.to_numpy()).tolist())
+            if about["infinite"]:
+                values = pc.if_else(infinite, None, values)
             missing = pc.sum(pc.is_null(values, nan_is_null=True)).as_py()
             whole = (
                 pc.all(pc.equal(values, pc.floor(values)), skip_nulls=True).as_py() if missing < len(values) else None
             )
             holds = "whole numbers" if whole else "numbers"
-            about["missing"] = missing
+            about["missing"] = missing - len(about["infinite"])
         limits = pc.min_max(values).as_py()
         about |= {"low": float(limits["min"] or 0), "high": float(limits["max"] or 0)}
     if holds.startswith("lists"):

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasklora.errors import ConfigError, DataError, did_you_mean, first_line, listing
+from tasklora.errors import ConfigError, DataError, counted, did_you_mean, first_line, listing
+from tasklora.tasks.guessing.answers import doubtful
 from tasklora.tasks.guessing.columns import Column, look_at, merged
 from tasklora.tasks.guessing.guess import Guess
-from tasklora.tasks.guessing.roles import Said, Table
+from tasklora.tasks.guessing.roles import Said, Table, check_finite
 from tasklora.tasks.guessing.rules import guess_task
 from tasklora.tasks.sources import (
     FEWEST_ROWS,
-    FILE_FORMATS,
     SPLIT_WORDS,
     VALIDATION_FRACTION,
     VALIDATION_MAX_ROWS,
     Files,
     find_splits,
     is_saved_dataset,
-    read_table,
 )
 from tasklora.tasks.spec import SPLITS, Split
+from tasklora.tasks.table_files import FILE_FORMATS, read_table
 
 if TYPE_CHECKING:
     import datasets
@@ -217,7 +217,9 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
     if not rows["train"]:
         raise DataError(f"{place.shown}: no rows.")
     if rows["train"] < FEWEST_ROWS:
-        raise DataError(f"{place.shown}: {rows['train']} rows to train on, too few to hold any out. Add rows.")
+        raise DataError(
+            f"{place.shown}: {counted(rows['train'], 'row')} to train on, too few to hold any out. Add rows."
+        )
     looks = {split: look_at(table) for split, table in tables.items()}
     _check_header(place.shown, looks["train"], said)
     first = guess_task(Table(task, place.shown, looks["train"], said, several))
@@ -227,6 +229,8 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
         if why is not None:
             notes.append(f"{split} is left out: {why}")
             del looks[split], rows[split]
+    for part, look in looks.items():
+        check_finite(str(place.files.get(part, f"{place.shown}, {part}")), look[first.label])
     together = looks["train"]
     for name, look in looks.items():
         if name != "train":
@@ -236,6 +240,7 @@ def _proposed(task: str, place: Place, said: Said, several: bool) -> Proposal:
             held = ", ".join(f"{look[name].holds} in {split}" for split, look in looks.items())
             raise DataError(f"{place.shown}: column '{name}' holds {held}. Write it alike in every file.")
     guess = guess_task(Table(task, place.shown, together, said, several))
+    notes += doubtful(guess.settings.get("labels") or [])
     if guess.kind == "ranking":
         query = guess.settings["inputs"][0]
         rows = {split: len(set(tables[split][query])) for split in rows}
@@ -259,7 +264,10 @@ def _load(place: Place) -> tuple[Place, dict[Split, datasets.Dataset]]:
     try:
         found = load_dataset(hub["path"], hub.get("config"))
     except Exception as error:  # the hub raises many kinds; all mean that the rows are not to be had
-        raise DataError(f"{place.shown}: cannot load it from the hub: {first_line(error)}") from error
+        raise DataError(
+            f"{place.shown}: cannot load it from the hub: {first_line(error).rstrip('.')}. Look the name up on "
+            "huggingface.co/datasets and write hub:NAME or hub:NAME:CONFIG; without a network, give files."
+        ) from error
     theirs = {SPLIT_WORDS[name.lower()]: name for name in found if name.lower() in SPLIT_WORDS}
     renamed = {split: name for split, name in theirs.items() if split != name or split == "tune"}
     if renamed:

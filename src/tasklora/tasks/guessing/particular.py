@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from tasklora.errors import ConfigError
-from tasklora.tasks.guessing.columns import Column
+from tasklora.errors import ConfigError, DataError, counted
+from tasklora.tasks.guessing.columns import Column, sampled_rows
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
-from tasklora.tasks.guessing.roles import Table, label_by_name, likely_label, plain, snake, text_inputs
+from tasklora.tasks.guessing.roles import Table, check_finite, label_by_name, likely_label, plain, snake, text_inputs
 
 WORDS = ("tokens", "words")
 TAGS = ("labels", "tags", "nertags", "postags", "chunktags")
@@ -29,11 +30,12 @@ def token_classification(table: Table) -> Guess | None:
         words = lists.get(table.said.inputs[0])
     if words is None:
         return None
-    fit = [
-        c for name, c in table.columns.items() if c.holds.startswith("lists") and c is not words and _as_long(words, c)
-    ]
+    others = [c for c in table.columns.values() if c.holds.startswith("lists") and c is not words]
     if table.said.label is not None:
-        fit = [column for column in fit if column.name == table.said.label]
+        others = [column for column in others if column.name == table.said.label]
+    fit = [column for column in others if not _unlike(words, column)]
+    if not fit:
+        _check_tags(table, words, others)
     fit = [column for column in fit if plain(column.name) in TAGS] or fit
     if not fit:
         return None
@@ -54,9 +56,26 @@ def token_classification(table: Table) -> Guess | None:
     return Guess(settings_of("token_classification", [words.name], tags.name, metrics, labels=labels), why, (words,))
 
 
-def _as_long(words: Column, tags: Column) -> bool:
-    pairs = zip(words.sample, tags.sample, strict=True)
-    return all(len(one or []) == len(two or []) for one, two in pairs)
+def _unlike(words: Column, tags: Column) -> list[int]:
+    """Return which rows of the sample have not as many tags as words."""
+    pairs = enumerate(zip(words.sample, tags.sample, strict=True))
+    return [place for place, (one, two) in pairs if len(one or []) != len(two or [])]
+
+
+def _check_tags(table: Table, words: Column, columns: Sequence[Column]) -> None:
+    """Raise DataError if a column is tags, by its name and most rows or as the user said, but not in every row."""
+    for tags in columns:
+        wrong = _unlike(words, tags)
+        called = plain(tags.name) in TAGS and len(wrong) < len(words.sample) / 2
+        if not called and (table.said.kind != "token_classification" or len(columns) > 1):
+            continue
+        place = wrong[0]
+        row = sampled_rows(words.rows)[place]
+        raise DataError(
+            f"{table.place}: row {row:,} (counted from 0) has {len(words.sample[place] or [])} words in '{words.name}' "
+            f"and {len(tags.sample[place] or [])} tags in '{tags.name}': {len(wrong):,} of "
+            f"{counted(len(words.sample), 'row')} have not as many of both. Give every word one tag, or leave them out."
+        )
 
 
 def multiple_choice(table: Table) -> Guess | None:
@@ -91,6 +110,7 @@ def multiple_choice(table: Table) -> Guess | None:
 
 def _check_places(table: Table, answer: Column, count: int) -> None:
     """Raise ConfigError if the right choices are told by numbers that are not the places 0, 1, …."""
+    check_finite(table.place, answer)
     counted = answer.is_number and not (answer.low >= 0 and answer.high < count)
     if counted or (answer.holds == "texts" and any(str(value).isdigit() for value in answer.counts)):
         told = ", ".join(map(str, sorted(answer.counts)[:6]))
@@ -137,6 +157,7 @@ def ranking(table: Table) -> Guess | None:
 
 
 def _check_grades(table: Table, relevance: Column) -> None:
+    check_finite(table.place, relevance)
     if relevance.is_number and relevance.low < 0:
         raise ConfigError(
             f"{table.place}: '{relevance.name}' goes down to {relevance.low:g}, but a relevance is 0 or more. Name "

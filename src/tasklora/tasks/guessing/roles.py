@@ -195,11 +195,16 @@ def label_column(table: Table, besides: set[str]) -> Chosen:
     """
     chosen = likely_label(table, besides)
     if chosen is None:
+        for name, column in table.columns.items():
+            called = any(re.fullmatch(names, snake(name)) for names in LABEL_NAMES) or table.said.kind == "regression"
+            if called and column.no_label() == column.nearly_numbers() and name not in besides:
+                check_numbers(table, column)
         why = "; ".join(f"{n}: {c.no_label() or 'an input'}" for n, c in table.columns.items())
         raise ConfigError(
             f"{table.place}: no column looks like a label ({why}). Name it: {table.option('label', 'COLUMN')}."
         )
     column = chosen.columns[0]
+    check_finite(table.place, column)
     if len(column.counts) == 1 and not column.holds.startswith("lists"):
         (value,) = column.counts
         raise DataError(
@@ -208,6 +213,26 @@ def label_column(table: Table, besides: set[str]) -> Chosen:
         )
     _check_whole(table, column)
     return chosen
+
+
+def check_numbers(table: Table, column: Column) -> None:
+    """Raise DataError if a column would hold numbers, but for a value that makes texts of them."""
+    why = column.nearly_numbers()
+    if why is not None:
+        raise DataError(
+            f"{table.place}: column '{column.name}' is read as texts: it holds {why}. Write every number without "
+            "quotes and with a decimal point (0.5), and leave out rows that have none."
+        )
+
+
+def check_finite(place: str, column: Column) -> None:
+    """Raise DataError if a column of numbers has infinite ones."""
+    if column.infinite:
+        first = column.infinite[0]
+        raise DataError(
+            f"{place}: column '{column.name}' is infinite in {len(column.infinite):,} of {column.rows:,} rows, "
+            f"first in row {first:,} (counted from 0). Correct them, or leave such rows out."
+        )
 
 
 def likely_label(table: Table, besides: set[str]) -> Chosen | None:

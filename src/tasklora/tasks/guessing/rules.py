@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasklora.errors import ConfigError, UnsupportedError, did_you_mean
+from tasklora.errors import ConfigError, UnsupportedError, counted, did_you_mean
 from tasklora.tasks.guessing.answers import classes_of, outward, ways_to_score
 from tasklora.tasks.guessing.columns import Column
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
 from tasklora.tasks.guessing.particular import generation, multi_label, multiple_choice, ranking, token_classification
-from tasklora.tasks.guessing.roles import Chosen, Table, class_names, label_column, snake, text_inputs
+from tasklora.tasks.guessing.roles import Chosen, Table, check_numbers, class_names, label_column, snake, text_inputs
 
 GRADES = r"(\w+_)?(scores?|ratings?|stars|grade|points|similarity|relatedness|overall)"
 MOST_CLASSES = 20  # whole numbers with more different values are amounts, unless they are the ids 0, 1, 2, …
@@ -79,7 +79,7 @@ def _columns_of(settings: dict[str, Any]) -> set[str]:
 
 def _why_unused(column: Column) -> str:
     if column.no_text() is None:
-        return f"empty in {column.missing:,} rows" if column.missing else "further texts"
+        return f"empty in {counted(column.missing, 'row')}" if column.missing else "further texts"
     return column.no_label() or str(column.no_text())
 
 
@@ -90,6 +90,7 @@ def _regression(table: Table) -> Guess | None:
     if table.said.kind is None and reason is None:
         return None
     if not column.is_number:
+        check_numbers(table, column)
         raise ConfigError(
             f"--kind regression: column '{column.name}' of {table.place} holds {column.holds}, no numbers."
         )
@@ -129,6 +130,7 @@ def _classification(table: Table) -> Guess | None:
     column = label.columns[0]
     classes_like = column.has_repeats or column.holds != "texts"
     if column.holds not in ("texts", "truth values", "whole numbers") or not column.counts or not classes_like:
+        check_numbers(table, column)
         raise ConfigError(
             f"{table.place}: column '{column.name}' cannot be a label of classes: {column.no_label() or column.holds}. "
             f"Name another one: {table.option('label', 'COLUMN')}."
