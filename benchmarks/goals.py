@@ -63,6 +63,9 @@ GOALS = (
     # 8. Task streams through a vision transformer, with decoders.
     Goal("streams", "step: loop / streams", "", at_least=1.3),
     Goal("streams", "peak bytes: streams / loop", "", at_most=0.8),
+    # 9. Rows of different lengths, each kind of model as it is trained.
+    Goal("packing", "real tokens a second, times padded's: padded / length-grouped, buckets", "minilm", at_least=1.5),
+    Goal("packing", "real tokens a second, times padded's: padded / packed", "llama", at_least=1.5),
 )
 
 

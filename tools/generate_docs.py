@@ -317,6 +317,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "embedded": comparison("embedded-comparison"),
     "demo": comparison("demo-comparison"),
     "balancing": comparison("balancing-comparison"),
+    "commonsense": comparison("commonsense-comparison"),
+    "products": comparison("products-comparison"),
     "scenes": dense_comparison("scenes-comparison"),
     "scenes_methods": dense_summary("scenes-comparison"),
     "clothing": dense_comparison("clothing-comparison"),
@@ -332,6 +334,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed_streams": speed("streams"),
     "balancing_methods": balancing_methods,
     "speed_balancing": speed("balancing"),
+    "speed_packing": speed("packing"),
 }
 
 # file in docs/figures → (the file it is drawn from, what draws it)
@@ -342,6 +345,8 @@ FIGURES: dict[str, tuple[Path, Callable[[], Picture]]] = {
         ("glue", "score-and-size", sizes.score_and_size),
         ("embedded", "differences", figures.differences),
         ("balancing", "differences", figures.differences),
+        ("commonsense", "differences", figures.differences),
+        ("products", "differences", figures.differences),
         ("scenes", "delta-m-and-size", sizes.delta_m_and_size),
         ("clothing", "delta-m-and-size", sizes.delta_m_and_size),
         ("rgbd", "delta-m-and-size", sizes.delta_m_and_size),

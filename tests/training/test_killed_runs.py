@@ -67,7 +67,7 @@ def test_killed_three_times_a_run_ends_as_if_never_killed(project, tmp_path):
     at = [[r"os.rename checkpoints/.partial/checkpoint-8", 1], [r"open log.jsonl", 6], [r"os.rename .results.json", 1]]
     _, kills = kill_and_compare(project, tmp_path, overrides=BY_EPOCH, seed=0, at=at)
     assert [kill["run"] for kill in kills] == ["killed-0"] * 3
-    assert [record["step"] for record in log_of(tmp_path / "killed-0") if "loss" in record] == [3, 6, 9, 12, 15]
+    assert [record["step"] for record in log_of(tmp_path / "killed-0") if "loss" in record] == [3, 6, 9, 12, 15, 16]
 
 
 @pytest.mark.slow

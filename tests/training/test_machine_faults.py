@@ -255,7 +255,7 @@ def test_a_hidden_folder_of_others_stays():
 
 def test_a_run_stopped_before_it_began_is_begun_again_without_overwriting(project, cli):
     run = RunDirectory("run")
-    run.create(project.load(), "tasklora train", {}, overwrite=False)
+    run.create(project.load(), "tasklora train", {"train": {}}, overwrite=False)
     run.recipe_file.unlink()
     said = cli("train", "--resume", "run")
     assert said.code == 2

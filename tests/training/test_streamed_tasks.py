@@ -165,7 +165,7 @@ def test_what_cannot_stream_is_refused_before_a_run_is_made(recipe_of, tmp_path,
     ("given", "says"),
     [
         ({"rows": 0}, "'tasks.define.mood.streaming.rows"),
-        ({"rows": "many"}, "Input should be 'unknown' (got 'many')"),
+        ({"rows": "many"}, "Input should be a valid integer or 'unknown' (got 'many')"),
         ({"buffer": 9}, "'tasks.define.mood.streaming.rows' is missing"),
         ({"rows": 9, "bufer": 9}, "unknown key 'tasks.define.mood.streaming.bufer'. Did you mean 'buffer'?"),
         (True, "tasks.define.mood.streaming"),
