@@ -79,7 +79,7 @@ def test_groups_give_the_losses_and_gradients_of_one_padded_batch(project, monke
     assert len(calls) > 1
     monkeypatch.setattr(model_module, "MIN_GROUP", 1000)
     padded = losses_and_gradients(prepared)
-    torch.testing.assert_close(grouped, padded, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grouped, padded, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
@@ -89,7 +89,7 @@ def test_so_with_every_method(project, monkeypatch, method):
     prepared.model.eval()
     grouped = losses_and_gradients(prepared)
     monkeypatch.setattr(model_module, "MIN_GROUP", 1000)
-    torch.testing.assert_close(grouped, losses_and_gradients(prepared), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grouped, losses_and_gradients(prepared), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
