@@ -111,8 +111,8 @@ def multiple_choice(table: Table) -> Guess | None:
 def _check_places(table: Table, answer: Column, count: int) -> None:
     """Raise ConfigError if the right choices are told by numbers that are not the places 0, 1, …."""
     check_finite(table.place, answer)
-    counted = answer.is_number and not (answer.low >= 0 and answer.high < count)
-    if counted or (answer.holds == "texts" and any(str(value).isdigit() for value in answer.counts)):
+    other_places = answer.is_number and not (answer.low >= 0 and answer.high < count)
+    if other_places or (answer.holds == "texts" and any(str(value).isdigit() for value in answer.counts)):
         told = ", ".join(map(str, sorted(answer.counts)[:6]))
         raise ConfigError(
             f"{table.place}: '{answer.name}' tells the right choice by {told}. Write its place as a number from 0 to "
