@@ -305,7 +305,7 @@ def test_a_large_table_is_limited_at_first_and_labels_are_counted_in_full(cli, p
 
 
 @real_data
-@pytest.mark.parametrize("folder", ["glue", "product_matching"])
+@pytest.mark.parametrize("folder", [pytest.param("glue", marks=pytest.mark.slow), "product_matching"])
 def test_real_folders_train_on_what_was_guessed(cli, folder):
     said = cli("init", DATA / folder)
     assert said.code == 0, said.err

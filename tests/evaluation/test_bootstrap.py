@@ -75,7 +75,7 @@ def test_so_with_three_classes(metric, seed, rows):
     check(metric, Answers(labels, predictions), resample_counts(rows, 5, generator))
 
 
-@pytest.mark.parametrize("sides", ["predictions", "labels and predictions"])
+@pytest.mark.parametrize("sides", ["predictions", pytest.param("labels and predictions", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("metric", "kind"), NUMBERS)
 @settings(max_examples=15)
 @given(seed=seeds, rows=st.integers(2, 40))

@@ -138,7 +138,7 @@ def test_bf16_base_with_fp32_factors(case, assignment, dropout):
 
 
 @every_case
-@pytest.mark.parametrize("assignment", ["per row", "per token", "mixtures"])
+@pytest.mark.parametrize("assignment", ["per row", "per token", pytest.param("mixtures", marks=pytest.mark.slow)])
 def test_gradcheck_to_the_second_order(case, assignment):
     """The backward is differentiable too, and does not write into gradients that are still needed then."""
     update = build(case, in_features=4, out_features=3, tasks=TASKS)
