@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 PYTEST := -n $(JOBS) --dist loadfile
 
-.PHONY: demo demo-vision test test-full test-processes test-lowest test-quantised lint docs docs-check bench bench-full bench-guard bench-balancing results-glue results-balancing results-commonsense results-products results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
+.PHONY: demo demo-vision test test-full test-long test-lowest test-quantised lint docs docs-check bench bench-full bench-guard bench-balancing results-glue results-balancing results-commonsense results-products results-embedded results-scenes results-clothing results-rgbd results-ablations install clean
 
 demo: $(STAMP)
 	$(BIN)/tasklora demo
@@ -19,15 +19,23 @@ demo: $(STAMP)
 demo-vision: $(STAMP)
 	$(BIN)/tasklora demo vision
 
+# What `test` leaves to `test-long` besides what is marked slow, so that it stays under ten minutes on two cores.
+LONG := tests/integrations tests/demo tests/report/test_page_in_a_browser.py tests/report/test_dense_pictures.py \
+	tests/report/test_interference_pictures.py tests/training/test_balanced_runs.py tests/training/test_extending_runs.py \
+	tests/training/test_gradient_cosines.py tests/training/test_interrupted_comparisons.py tests/training/test_interrupted_runs.py \
+	tests/training/test_killed_runs.py tests/training/test_single_tasks.py tests/training/test_streamed_tasks.py \
+	tests/training/test_task_selection.py
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) $(LONG:%=--ignore=%)
 
 test-full: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m "slow or not slow"
 
-# Too long for `test`, but run by CI: what processes of their own show (examples, launchers, kills, commands, imports in
-# any order), and a thousand tasks.
-test-processes: $(STAMP)
+# Too long for `test`, but run by CI: the files above, and of what is marked slow the tests that start processes (examples,
+# launchers, kills, commands, imports in any order), and a thousand tasks.
+test-long: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) $(LONG)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST) -m slow tests/examples tests/integrations/test_distributed.py \
 		tests/integrations/test_recipes_in_processes.py tests/integrations/test_sharded_recipes.py \
 		tests/integrations/test_balanced_processes.py tests/integrations/test_lm_eval_command.py tests/tuner/test_registration.py \

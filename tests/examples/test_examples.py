@@ -1,6 +1,6 @@
 """Every script under examples/ runs, proves its point by itself, and stands in the list of examples.
 
-`make test-processes` runs the scripts.
+`make test-long` runs the scripts.
 """
 
 import os

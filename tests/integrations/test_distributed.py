@@ -19,7 +19,7 @@ from tasklora.tuner import METHODS
 
 WAYS = ["ddp", "fsdp2", "fsdp2_checkpointing", "fsdp2_bf16", "accelerate", "trainer"]
 
-pytestmark = pytest.mark.slow  # `make test-processes` runs them
+pytestmark = pytest.mark.slow  # `make test-long` runs them
 
 every_method = pytest.mark.parametrize("method", list(METHODS))
 one_of_a_kind = pytest.mark.parametrize("method", worker.ONE_OF_A_KIND)

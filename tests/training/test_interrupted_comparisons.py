@@ -61,7 +61,7 @@ def assert_goes_on(recipe, output, whole):
     assert (first / "results.json").stat().st_mtime_ns == finished
 
 
-@pytest.mark.slow  # `make test-processes` runs it
+@pytest.mark.slow  # `make test-long` runs it
 def test_a_killed_comparison_goes_on_to_the_same_table(project, whole, tmp_path):
     here = Path(__file__).parent
     code = (
