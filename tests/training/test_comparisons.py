@@ -289,7 +289,7 @@ def refused(error, says, path, recipe, methods=("lora",), seeds=(0,), **options)
 def test_variants_are_told_apart_while_they_run(project, tmp_path):
     recipe = project.load("tasks.include=[mood, heat]", "training.max_steps=1")
     said = io.StringIO()
-    methods = ["mtl_lora", "mtl_lora[balancing.method=pcgrad]"]
+    methods = ["mtl_lora", "mtl_lora[r=2]"]
     compare_methods(recipe, tmp_path / "out", methods, [0], console=Console(file=said, width=200))
     for method in methods:
         assert f"\n{method} seed 0: average on tune " in f"\n{said.getvalue()}"
