@@ -10,6 +10,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from helpers_runs import log_of, tiny_row, write_rows
+from helpers_text import save_decoder
 from tasklora.errors import DataError
 from tasklora.tasks import packaged_minilm
 from tasklora.tasks.guessing import find_tasks
@@ -178,6 +179,62 @@ def test_every_kind_trains_on_what_was_guessed(cli, project, kind):
     if kind == "ranking":  # no query is in two parts
         assert results.scores["validation"].tasks["mine"].rows == 6
         assert results.training.rows_per_task == {"mine": 22}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Instructions with a response each, one of which is far longer than the others, and a task of classes."""
+    generator = random.Random(0)
+    rows = [
+        {"instruction": tiny_row("mood", generator)["text"], "response": " ".join("the a is it"[: 3 + i % 6] * 2)}
+        for i in range(50)
+    ]
+    rows = [{**row, "response": f"{row['response']} {place}"} for place, row in enumerate(rows)]
+    rows[17]["response"] = "was is it good " * 20 + "17"
+    write_rows(Path("notes.jsonl"), rows)
+    write_rows(
+        Path("mood.jsonl"), [{**row, "label": "bad" if i % 12 else "good"} for i, row in enumerate(mood_rows(144))]
+    )
+    return save_decoder(tmp_path / "decoder")
+
+
+def test_texts_to_write_make_a_recipe_for_a_decoder_that_trains_untouched(cli, written):
+    said = cli("init", "notes.jsonl", "mood.jsonl", "--model", written)
+    assert said.code == 0, said.err
+    text = Path("recipe.yaml").read_text()
+    assert "  view: text_to_text  # texts to write: notes; every task is asked and answered in text" in text
+    assert '        prompt: "instruction: {instruction}\\nAnswer:"\n' in text
+    assert "class_weights" not in text  # a head's, which a decoder has none of
+    recipe = load_recipe("recipe.yaml")
+    assert {name: spec.kind for name, spec in recipe.task_specs().items()} == {
+        "notes": "generation",
+        "mood": "classification",
+    }
+    assert recipe.model.max_length == 256  # the longest response alone has 302 bytes, of which a token has 2.5 or more
+    results, _ = train_recipe(recipe, "run")
+    assert f"a first run makes {results.training.steps} steps of 16 rows" in said.out
+    assert results.scores["validation"].tasks["notes"].primary == "rouge_l"
+
+
+def test_a_decoder_is_the_default_where_texts_are_to_be_written(cli, written):
+    assert cli("init", "notes.jsonl").code == 0
+    assert load_recipe("recipe.yaml").model.name == "HuggingFaceTB/SmolLM2-135M"
+    assert cli("init", "mood.jsonl", "--output", "mood.yaml").code == 0
+    assert load_recipe("mood.yaml").model.name == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_view_can_be_asked_for(cli, written):
+    said = cli("init", "mood.jsonl", "--view", "text_to_text", "--model", written)
+    assert said.code == 0, said.err
+    recipe = load_recipe("recipe.yaml", ["training.max_steps=1"])
+    assert "  view: text_to_text  # as you said" in Path("recipe.yaml").read_text()
+    assert recipe.text_to_text().templates["mood"].prompt == "text: {text}\nOptions: {options}\nAnswer:"
+    train_recipe(recipe, "run")
+    Path("recipe.yaml").unlink()
+    assert_refused(cli("init", "mood.jsonl", "--view", "text"), "--view: unknown view 'text'", "heads, text_to_text")
+    assert_refused(cli("init", "notes.jsonl", "--view", "heads"), "task 'notes' is generation, which has no head")
+    write_rows(Path("tags.jsonl"), rows_of_kind("multi_label"))
+    assert_refused(cli("init", "notes.jsonl", "tags.jsonl"), "task 'tags' is multi_label, which has no answer of a few")
 
 
 def test_what_the_user_says_goes_before_guesses(cli, project):

@@ -1,40 +1,16 @@
 """Guesses of what a table's task is: a test for each rule, and for each question that is asked instead of guessing."""
 
-import random
-
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from tasklora.errors import ConfigError, DataError, TaskLoraError, UnsupportedError
-from tasklora.tasks import TaskSpec
+from helpers_guesses import ROWS, WORDS, cycle, guess, table, texts
+from tasklora.errors import ConfigError, DataError, TaskLoraError
 from tasklora.tasks.guessing.answers import doubtful, outward
 from tasklora.tasks.guessing.columns import MOST_VALUES, SAMPLE_ROWS, look_at, merged
-from tasklora.tasks.guessing.roles import Said, Table, class_names
+from tasklora.tasks.guessing.roles import class_names
 from tasklora.tasks.guessing.rules import guess_task
 
-ROWS = 60
 INFINITE = float("inf")
-WORDS = ["the", "a", "film", "was", "so", "very", "and", "plot", "actor", "scene", "funny", "dull", "long", "short"]
-
-
-def texts(seed=0, rows=ROWS, words=8):
-    generator = random.Random(seed)
-    return [" ".join(generator.choices(WORDS, k=words)) + f" {seed}.{row}" for row in range(rows)]
-
-
-def cycle(values, rows=ROWS):
-    return [values[row % len(values)] for row in range(rows)]
-
-
-def table(columns, several=False, **said):
-    rows = columns if isinstance(columns, Dataset) else Dataset.from_dict(columns)
-    return Table("mine", "mine.csv", look_at(rows), Said(**said), several)
-
-
-def guess(columns, **said):
-    found = guess_task(table(columns, **said))
-    TaskSpec(**found.settings)  # a guess is a task that can be trained
-    return found
 
 
 # --- columns
@@ -381,19 +357,6 @@ def test_multi_label():
     assert (joined.kind, joined.settings["label_separator"]) == ("multi_label", "|")
     assert joined.settings["labels"] == ["comedy", "crime", "drama", "family"]
     assert guess({"text": texts(), "topics": cycle(["sports", "politics"])}).kind == "classification"
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [
-        {"instruction": texts(1), "input": texts(2), "output": texts(3)},
-        {"article": texts(1), "highlights": texts(2)},
-        {"messages": [[{"role": "user", "content": "hi"}]] * ROWS},
-    ],
-)
-def test_texts_to_generate_are_recognised_and_refused(columns):
-    with pytest.raises(UnsupportedError, match=r"texts to generate.*\(docs/decoders.md.*--label COLUMN"):
-        guess(columns)
 
 
 # --- what cannot be guessed

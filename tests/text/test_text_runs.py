@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tasklora.evaluation import ScoredRows, predict_rows, read_predictions
 from tasklora.export import export_task, export_task_merged
 from tasklora.report import examples
 from tasklora.tasks import METRICS, Answers, TaskRows, load_model, read_about, save_model
+from tasklora.tasks.text_forms import TEXT_FORMS
 from tasklora.training import RunDirectory, prepare, train_recipe
 from tasklora.training.run import training_arguments
 from tasklora.training.workloads import workload_of
@@ -250,6 +252,10 @@ def test_worst_errors_of_generated_answers_are_shown(text_project):
         (["tasks.options={echo: {template: {prompt: '{text}', options: [a, b]}}}"], "has neither options"),
         (["tasks.options={heat: {template: {prompt: '{first}', options: [a, b]}}}"], "is no number"),
         (["tasks.options={heat: {template: {prompt: '{first}', options: ['0', nan]}}}"], "'nan' .* is no number"),
+        (
+            ["tasks.options={heat: {template: {prompt: '{first}', options: ['0', '5']}}}"],
+            "the option '5' is outside the task's range, 0 to 4",
+        ),
         (["tasks.options={mood: {template: {prompt: '{text}', respnse: x}}}"], "Did you mean 'response'"),
     ],
 )
@@ -271,6 +277,38 @@ def test_a_run_that_cannot_be_is_refused_before_it_begins(overrides, what, text_
     with pytest.raises((ConfigError, DataError), match=what):
         train_recipe(text_project.load(*overrides), tmp_path / "run", command="x")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (
+            {"kind": "classification", "inputs": ["options"]},
+            "input column 'options' stands for something else in a prompt",
+        ),
+        ({"kind": "classification", "inputs": ["a:b"]}, "input column 'a:b' cannot stand in braces: rename the column"),
+        ({"kind": "classification", "inputs": ["a {b}"]}, "input column 'a {b}' cannot stand in braces"),
+        ({"kind": "multiple_choice", "inputs": ["choices"], "choices": "others"}, "input column 'choices' stands for"),
+        (
+            {"kind": "regression", "inputs": ["text"], "range": [1, 1 + 1e-13]},
+            "26 numbers from 1 to 1.0000000000001 do not differ in 11 digits",
+        ),
+    ],
+)
+def test_columns_and_ranges_that_cannot_be_written_are_refused_by_name(task, says, text_project):
+    metric = "rmse" if task["kind"] == "regression" else "accuracy"
+    labels = {"labels": ["bad", "good"]} if task["kind"] == "classification" else {}
+    task = {**task, **labels, "metrics": [metric], "primary": metric}
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        text_project.load("tasks.suite=null", f"tasks.define={json.dumps({'mine': task})}")
+
+
+def test_a_text_to_write_may_be_asked_with_a_column_of_any_plain_name(text_project):
+    task = {"kind": "generation", "inputs": ["options"], "metrics": ["rouge_l"], "primary": "rouge_l"}
+    recipe = text_project.load("tasks.suite=null", f"tasks.define={json.dumps({'mine': task})}")
+    form, row = TEXT_FORMS["generation"], {"texts": ["so it is"], "label": "x"}
+    prompt = form.prompt(recipe.task_specs()["mine"], recipe.text_to_text().templates["mine"], "mine", row)
+    assert prompt == "options: so it is\nAnswer:"
 
 
 def test_names_for_fewer_choices_than_a_row_has_are_refused(text_project):

@@ -37,9 +37,16 @@ def init(
     kind: Annotated[
         list[str] | None, typer.Option(help="The kind of task: KIND, or TASK:KIND for one of several tasks.")
     ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(help="heads on an encoder, or text_to_text with a decoder, which tasks with texts to write need."),
+    ] = None,
     model: Annotated[
-        str, typer.Option(help="The base encoder: a public name or a folder.")
-    ] = "sentence-transformers/all-MiniLM-L6-v2",
+        str | None,
+        typer.Option(
+            help="The base: a public name or a folder. By default all-MiniLM-L6-v2, or SmolLM2-135M for text."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="How it is adapted; see `tasklora methods`.")] = "mtl_lora",
     overwrite: Overwrite = False,
 ) -> None:
@@ -47,7 +54,7 @@ def init(
     import shlex
     import sys
 
-    from tasklora.errors import OutputError
+    from tasklora.errors import ConfigError, OutputError, did_you_mean, listing
 
     if output.exists() and (not overwrite or output.is_dir()):
         raise OutputError(f"{output} exists already. Choose another --output, or replace a file with --overwrite.")
@@ -62,16 +69,23 @@ def init(
     from tasklora.tasks import training_method
     from tasklora.tasks.guessing.finding import find_tasks, propose
     from tasklora.tasks.whole_files import reason
-    from tasklora.training.first_recipe import BATCH, first_recipe, sizes_of
+    from tasklora.training.first_recipe import first_recipe
+    from tasklora.training.first_sizes import FIRST_RUNS, sizes_of, view_of
     from tasklora.training.recipes import parse_recipe
 
     training_method(method)
+    if view is not None and view not in FIRST_RUNS:
+        raise ConfigError(
+            f"--view: unknown view '{view}'.{did_you_mean(view, FIRST_RUNS)} One of: {listing(FIRST_RUNS)}."
+        )
     places, passed = find_tasks(data)
     said = what_was_said(list(places), {"label": label or [], "inputs": inputs or [], "kind": kind or []})
     with console.status("reading") as status:
         proposals = propose(places, said, status.update)
     command = shlex.join(["tasklora", *sys.argv[1:]])
-    text = first_recipe(proposals, model, method, f"runs/{output.stem}", command).replace("THIS_FILE", str(output))
+    view = view or view_of(proposals)
+    text = first_recipe(proposals, view, model, method, f"runs/{output.stem}", command)
+    text = text.replace("THIS_FILE", str(output))
     parse_recipe(yaml.safe_load(text), str(output)).task_specs()
     try:
         write_text_whole(output, text)
@@ -84,10 +98,9 @@ def init(
         console.print(
             f"passed over, no tables: {', '.join(passed[:5])}{' …' if len(passed) > 5 else ''}", highlight=False
         )
-    steps = sizes_of(proposals).steps
-    console.print(
-        f"written: [bold]{output}[/bold], with the reasons; a first run makes {steps:,} steps of {BATCH} rows"
-    )
+    sizes = sizes_of(proposals, view)
+    first = f"a first run makes {sizes.steps:,} steps of {sizes.batch} rows"
+    console.print(f"written: [bold]{output}[/bold], with the reasons; {first}")
     console.print(f"next: [bold]tasklora train {shlex.quote(str(output))}[/bold]", highlight=False)
 
 

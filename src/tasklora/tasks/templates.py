@@ -53,6 +53,14 @@ def fields_of(text: str) -> list[str]:
     return list(dict.fromkeys(name for _, name in pieces(text) if name is not None))
 
 
+def is_field(name: str) -> bool:
+    """Whether a name in braces is a field, which one with a colon, an exclamation mark or a brace is not."""
+    try:
+        return fields_of(f"{{{name}}}") == [name]
+    except ValueError:
+        return False
+
+
 def filled(text: str, values: Mapping[str, str]) -> str:
     """Return a template's text with values for its fields."""
     return "".join(literal + ("" if name is None else values[name]) for literal, name in pieces(text))

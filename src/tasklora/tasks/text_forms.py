@@ -23,6 +23,7 @@ from tasklora.tasks.templates import (
     check_options,
     fields_of,
     filled,
+    is_field,
     literal,
     need_columns,
     row_options,
@@ -32,16 +33,27 @@ if TYPE_CHECKING:
     from tasklora.tasks.spec import TaskSpec
 
 NUMBERS = 26
+MOST_DIGITS = 11
 
 
 class TextForm(ABC):
     """One kind of task as text. A row is ``{"texts": […], "label": …, "columns": {…}}``, see :class:`TaskRows`."""
 
     has_options: ClassVar[bool] = True
+    made: ClassVar[tuple[str, ...]] = ("options",)
+    """Fields of a prompt that stand for no column."""
     evaluations: ClassVar[tuple[Evaluation, ...]] = ("likelihood", "likelihood_per_character", "greedy")
 
     def default(self, spec: TaskSpec) -> Template:
-        """Return the template of a task that has none of its own."""
+        """Return the template of a task that has none of its own.
+
+        Raises:
+            ValueError: if an input column's name cannot stand in it.
+        """
+        for column in spec.inputs:
+            if column in self.made or not is_field(column):
+                why = "stands for something else in a prompt" if column in self.made else "cannot stand in braces"
+                raise ValueError(f"its input column '{column}' {why}: rename the column")
         lines = [literal(spec.description)] if spec.description else []
         lines += [f"{literal(column)}: {{{column}}}" for column in spec.inputs]
         return Template(prompt="\n".join([*lines, *self._closing(spec)]), response=" {answer}")
@@ -51,12 +63,12 @@ class TextForm(ABC):
 
     def check(self, spec: TaskSpec, template: Template) -> None:
         """Raise ValueError if a template does not fit a task."""
-        if "options" in fields_of(template.prompt) and not self.has_options:
+        if "options" in fields_of(template.prompt) and not self.has_options and "options" not in spec.inputs:
             raise ValueError(f"a {spec.kind} task has no options to put into a prompt")
 
     def own_fields(self, spec: TaskSpec) -> set[str]:
         """Return the fields of a prompt that are no columns to be kept."""
-        return {*spec.inputs, "options"}
+        return {*spec.inputs, *self.made}
 
     def columns(self, spec: TaskSpec, template: Template) -> list[str]:
         """Return the columns that a template reads besides those that the kind does."""
@@ -138,15 +150,15 @@ class ClassName(TextForm):
 class ChoiceName(TextForm):
     """The letter of a choice."""
 
+    made: ClassVar[tuple[str, ...]] = ("options", "choices")
+
     def _closing(self, spec: TaskSpec) -> list[str]:
         return ["{choices}", "Answer:"]
 
-    def own_fields(self, spec: TaskSpec) -> set[str]:
-        """Return the fields of a prompt that are no columns to be kept."""
-        return {*super().own_fields(spec), "choices"}
-
     def check(self, spec: TaskSpec, template: Template) -> None:
         """Raise ValueError if options are the same for every row where choices are not, or are not one for each."""
+        if "choices" in spec.inputs:
+            raise ValueError("its input column 'choices' stands for something else in a prompt: rename the column")
         if not isinstance(template.options, list):
             return
         if not isinstance(spec.choices, list):
@@ -196,19 +208,28 @@ class NumberName(TextForm):
             raise ValueError("the numbers to choose from are the same for every row: list them, or leave them out")
         if "options" in fields_of(template.prompt) and template.options is None:
             raise ValueError("a prompt that lists the numbers needs a list of them: options")
-        for name in template.options or []:
+        low, high = spec.range or (0.0, 1.0)
+        for name in template.options or self._names(spec, {}):
             try:
                 value = float(name)
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
                 raise ValueError(f"the option {name!r} of a regression is no number")
+            if template.options is not None and not low <= value <= high:
+                raise ValueError(f"the option {name!r} is outside the task's range, {low:g} to {high:g}")
 
     def _names(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:
         low, high = spec.range or (0.0, 1.0)
         values = np.linspace(low, high, NUMBERS)
-        digits = next(d for d in range(1, 12) if len({f"{v:.{d}f}" for v in values}) == NUMBERS)
-        return [f"{value:.{digits}f}" for value in values]
+        for digits in range(1, MOST_DIGITS + 1):
+            names = [f"{value:.{digits}f}" for value in values]
+            if len(set(names)) == NUMBERS:
+                return names
+        raise ValueError(
+            f"{NUMBERS} numbers from {low:.15g} to {high:.15g} do not differ in {MOST_DIGITS} digits after the point: "
+            "scale the labels"
+        )
 
     def _count(self, spec: TaskSpec, row: Mapping[str, Any], names: list[str]) -> int:
         return len(names)
@@ -226,6 +247,7 @@ class AnyText(TextForm):
     """The label itself, compared with what is generated."""
 
     has_options: ClassVar[bool] = False
+    made: ClassVar[tuple[str, ...]] = ()
 
     def _closing(self, spec: TaskSpec) -> list[str]:
         return ["Answer:"]

@@ -1,103 +1,94 @@
-"""The recipe that ``tasklora init`` writes: commented YAML, sized for a first run of minutes on a CPU."""
+"""The recipe that ``tasklora init`` writes: commented YAML, sized for a first run of minutes."""
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import yaml
 
-from tasklora.errors import counted
-from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
+from tasklora.errors import counted, listing
 from tasklora.tasks.guessing import Proposal
 from tasklora.tasks.guessing.answers import FEWEST_TO_WEIGH
 from tasklora.tasks.methods import training_method
+from tasklora.training.first_sizes import (
+    FIRST_RUNS,
+    Sizes,
+    after_tuning,
+    lengths_of_answers,
+    lengths_of_texts,
+    settings_in,
+    sizes_of,
+    template_of,
+    written,
+)
 from tasklora.training.sections import OptimisationSection
 
 WIDTH = 110
-EPOCHS, BATCH = 3, 32
 FEWEST_LOGS = 10  # of losses in a run, so that they make curves
-FIRST_ROWS = 3000  # training rows of all tasks together
-LENGTHS = (32, 64, 128, 256)
-TOKENS_PER_WORD = 1.4  # of English texts, a little more than most tokenizers make
 EMBEDS_SENTENCES = "sentence-transformers/"
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much a first run does.
-
-    Attributes:
-        limits: split → rows per task at most; empty if all are taken.
-        rows: training rows of all tasks in an epoch.
-        steps: optimiser steps in all.
-    """
-
-    limits: dict[str, int]
-    rows: int
-    steps: int
-
-
-def sizes_of(proposals: Sequence[Proposal]) -> Sizes:
-    """Return how much a first run on these tasks does."""
-    kept = [_after_tuning(proposal) for proposal in proposals]
-    limits: dict[str, int] = {}
-    if sum(kept) > FIRST_ROWS:
-        each = max(100, FIRST_ROWS // len(proposals) // 100 * 100)
-        limits = {"train": each, "tune": min(300, each), "validation": 500}
-        kept = [min(each, rows) for rows in kept]
-    steps = math.ceil(sum(kept) / BATCH) * EPOCHS
-    return Sizes(limits, sum(kept), steps)
-
-
-def _after_tuning(proposal: Proposal) -> int:
-    """Return the rows that are left when those of tune are held out."""
-    rows = proposal.train_rows
-    return rows if "tune" in proposal.rows else rows - max(1, min(TUNE_MAX_ROWS, int(rows * TUNE_FRACTION)))
-
-
-def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directory: str, command: str) -> str:
+def first_recipe(
+    proposals: Sequence[Proposal], view: str, model: str | None, method: str, directory: str, command: str
+) -> str:
     """Return the text of a recipe that trains the proposed tasks as it is.
 
     Args:
         proposals: the tasks.
-        model: name or folder of the base encoder.
+        view: "heads" or "text_to_text".
+        model: name or folder of the base; None for a small one of the view.
         method: name of a training method.
         directory: the run directory.
         command: the command line that the recipe comes from.
 
     Raises:
-        ConfigError: if there is no such method.
+        ConfigError: if there is no such method, or a task cannot be answered in text where it must be.
     """
-    sizes = sizes_of(proposals)
-    separate = model.startswith(EMBEDS_SENTENCES) and any(len(_inputs(p)) == 2 and not p.guess.parts for p in proposals)
-    length, why_length = _length(proposals, separate)
+    first, sizes = FIRST_RUNS[view], sizes_of(proposals, view)
+    model = model or first.model
+    pairs = any(len(_inputs(p)) == 2 and not p.guess.parts for p in proposals)
+    separate = view == "heads" and model.startswith(EMBEDS_SENTENCES) and pairs
     page = Page()
     page.comment(
         f"Written by `{command}`. What was guessed has its reason beside it: correct what is wrong, then run\n\n"
         "  tasklora train THIS_FILE\n\n"
-        f"which makes {sizes.steps:,} steps of {BATCH} rows. Relative paths begin at the folder that tasklora is "
+        f"which makes {sizes.steps:,} steps of {sizes.batch} rows. Relative paths begin at the folder that tasklora is "
         "started in. All keys: docs/recipes.md."
     )
     page.line(0, "model:")
-    page.line(1, f"name: {_yaml(model)}", "an encoder: a public name or a folder")
-    page.line(1, f"max_length: {length}", why_length)
+    page.line(1, f"name: {_yaml(model)}", f"{'an' if view == 'heads' else 'a'} {first.kind}: a public name or a folder")
+    if view == "text_to_text":
+        texts = written(proposals)
+        why = f"texts to write: {listing(texts)}" if texts else "as you said"
+        page.line(1, "view: text_to_text", f"{why}; every task is asked and answered in text (docs/decoders.md)")
+    lengths = lengths_of_answers(proposals) if view == "text_to_text" else lengths_of_texts(proposals, separate)
+    for key, (tokens, why) in lengths.items():
+        page.line(1, f"{key}: {tokens}", why)
     if separate:
         why = "such a model embeds single sentences: pairs are embedded apart and compared by the head"
         page.line(1, "pair_encoding: separate", why)
     page.line(0, "tasks:")
     page.line(1, "define:")
     for proposal in proposals:
-        _write_task(page, proposal, sizes)
+        _write_task(page, proposal, sizes, view)
     parts = [proposal.task for proposal in proposals if separate and proposal.guess.parts]
     if parts:
         page.line(1, "options:")
         for task in parts:
             page.line(2, f"{_yaml(task)}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
+    if view == "text_to_text":
+        page.line(1, "options:", "how a row is written: a column's name in braces stands for its text")
+        for proposal in proposals:
+            template = template_of(proposal)
+            page.line(2, f"{_yaml(proposal.task)}:")
+            page.line(3, "template:")
+            page.line(4, f"prompt: {_quoted(template.prompt)}")
+            page.line(4, f"response: {_quoted(template.response)}")
     if sizes.limits:
         why = "rows per task at most, for a first run of minutes; without this line it takes all"
         page.line(1, f"limits: {_yaml(sizes.limits)}", why)
@@ -106,9 +97,9 @@ def first_recipe(proposals: Sequence[Proposal], model: str, method: str, directo
     for option, value in training_method(method).scale.items():
         page.line(1, f"{option}: {value}")
     page.line(0, "training:")
-    page.line(1, f"epochs: {EPOCHS}", f"over {sizes.rows:,} rows")
-    page.line(1, f"batch_size: {BATCH}")
-    page.line(1, "learning_rate: 1.0e-3")
+    page.line(1, f"epochs: {first.epochs}", f"over {sizes.rows:,} rows")
+    page.line(1, f"batch_size: {first.batch}")
+    page.line(1, f"learning_rate: {first.learning_rate}")
     every = max(1, sizes.steps // FEWEST_LOGS)
     if every < OptimisationSection.model_fields["logging_steps"].default:
         page.line(1, f"logging_steps: {every}", "so short a run logs its losses more often")
@@ -144,8 +135,8 @@ class Page:
         return "\n".join(self._lines) + "\n"
 
 
-def _write_task(page: Page, proposal: Proposal, sizes: Sizes) -> None:
-    guess = proposal.guess
+def _write_task(page: Page, proposal: Proposal, sizes: Sizes, view: str) -> None:
+    guess = replace(proposal.guess, settings=settings_in(proposal.guess, view))
     rarest = guess.rarest * sizes.limits.get("train", math.inf)
     if guess.settings.get("class_weights") == "balanced" and rarest < FEWEST_TO_WEIGH:
         why = f"balanced without the limits below: of so few rows, about {round(rarest)} are of the rarest class"
@@ -162,7 +153,7 @@ def _write_task(page: Page, proposal: Proposal, sizes: Sizes) -> None:
                 page.line(4, f"- {_yaml(entry)}")
         else:
             page.line(3, text, why)
-    if "class_weights" not in guess.settings and guess.why.get("class_weights"):
+    if view == "heads" and "class_weights" not in guess.settings and guess.why.get("class_weights"):
         page.comment(guess.why["class_weights"], 3)
     if proposal.files is not None:
         page.line(
@@ -187,7 +178,7 @@ def _held(proposal: Proposal) -> str:
         are = "is" if proposal.held_out == 1 else "are"
         held.append(f"{count} {are} held out of train for validation, the same for every seed")
     if "tune" not in proposal.rows:
-        rows = proposal.train_rows - _after_tuning(proposal)
+        rows = proposal.train_rows - after_tuning(proposal)
         of_train = f"{rows:,} more" if held else f"{counted(rows, 'row')} of train"
         held.append(f"{of_train} choose{'s' if rows == 1 else ''} the best step")
     return "; ".join(held)
@@ -198,26 +189,9 @@ def _inputs(proposal: Proposal) -> list[str]:
     return inputs
 
 
-def _length(proposals: Sequence[Proposal], separate: bool) -> tuple[int, str]:
-    """Return the longest sequence, in tokens, and why: so that 19 of 20 rows of every task fit, if any length does."""
-    words = max(_long_row(proposal, separate and not proposal.guess.parts) for proposal in proposals)
-    length = next((length for length in LENGTHS if words * TOKENS_PER_WORD + 3 <= length), LENGTHS[-1])
-    cut = " longer ones are cut" if words * TOKENS_PER_WORD + 3 <= length else " what is longer is cut"
-    return length, f"tokens; 19 of 20 rows have at most {round(words)} words,{cut}"
-
-
-def _long_row(proposal: Proposal, apart: bool) -> float:
-    """Return the words of a row that is longer than 19 of 20: of its longest text, where texts are read apart."""
-    rows = zip(*(column.sample for column in proposal.guess.reads), strict=True)
-    lengths = [[_words(value) for value in row] for row in rows]
-    return float(np.percentile([max(row) if apart else sum(row) for row in lengths], 95))
-
-
-def _words(value: Any) -> int:
-    """Return the words of a text, of a list of words, or of the longest text of a list."""
-    if isinstance(value, list):
-        return max(len(value), *(_words(element) for element in value), 0)
-    return len(str(value or "").split())
+def _quoted(text: str) -> str:
+    """Return a text as YAML in double quotes, with its line breaks written out."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _yaml(value: Any) -> str:

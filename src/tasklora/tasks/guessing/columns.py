@@ -25,7 +25,8 @@ Holds = Literal[
 _ADDRESS = re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\d{1,2}:\d{2}.*)?$")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # also with a decimal comma
-_CODE = re.compile(r"(?=.*\d)[\w\-.:/#]+$")
+_CODE = re.compile(r"(?=.*\d)[\w\-.:/#]+$", re.ASCII)  # texts without spaces are no codes in scripts that have none
+_WORD = re.compile(r"[\u0e00-\u0eff\u2e80-\uffff]|[^\s\u0e00-\u0eff\u2e80-\uffff]+")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Column:
         high: largest number, over all rows.
         names: names of the classes 0, 1, …, where the table says them (a ``ClassLabel`` of `datasets`).
         infinite: the rows, counted from 0, with an infinite number; `low`, `high` and `holds` are of the others.
+        longest: bytes of its longest text, over all rows.
+        blank: how many texts are empty or blank.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Column:
     high: float = 0.0
     names: tuple[str, ...] = ()
     infinite: tuple[int, ...] = ()
+    longest: int = 0
+    blank: int = 0
 
     @property
     def is_number(self) -> bool:
@@ -69,13 +74,15 @@ class Column:
 
     @property
     def words(self) -> float:
-        """Median number of words of its texts."""
-        return float(np.median([len(text.split()) for text in self.values])) if self.values else 0.0
+        """Median number of words of its texts, those that are not blank."""
+        words = [len(text.split()) for text in self.values if text.strip()]
+        return float(np.median(words)) if words else 0.0
 
     @property
     def has_repeats(self) -> bool:
-        """Whether values come again so often that they may be classes."""
-        return bool(self.counts) and len(self.counts) <= max(2, (self.rows - self.missing) / 2)
+        """Whether values that are not blank come again so often that they may be classes."""
+        different = sum(bool(str(value).strip()) for value in self.counts)
+        return 0 < different <= max(2, (self.rows - self.missing - self.blank) / 2)
 
     @property
     def share_of_different(self) -> float:
@@ -141,6 +148,11 @@ class Column:
         return None
 
 
+def count_words(text: str) -> int:
+    """Return the words of a text; of scripts that leave no spaces between words (Chinese, Thai, …), the characters."""
+    return len(_WORD.findall(text))
+
+
 def sampled_rows(rows: int) -> list[int]:
     """Return which rows of so many are a sample, evenly spread."""
     places: list[int] = np.unique(np.linspace(0, max(0, rows - 1), min(rows, SAMPLE_ROWS)).astype(int)).tolist()
@@ -184,6 +196,10 @@ def _column(name: str, values: pa.ChunkedArray | None, sample: list[Any], names:
             about["missing"] = missing - len(about["infinite"])
         limits = pc.min_max(values).as_py()
         about |= {"low": float(limits["min"] or 0), "high": float(limits["max"] or 0)}
+    if holds == "texts":
+        written = values.cast(pa.large_string())
+        about["longest"] = pc.max(pc.binary_length(written)).as_py() or 0
+        about["blank"] = pc.sum(pc.equal(pc.utf8_trim_whitespace(written), "")).as_py() or 0
     if holds.startswith("lists"):
         counts = _counted(pc.list_flatten(values))
     elif holds == "mixed or nested values" or len(set(map(str, sample))) > MOST_VALUES:
@@ -221,6 +237,8 @@ def merged(one: Column, other: Column) -> Column:
         counts=counts if known and len(counts) <= MOST_VALUES else {},
         low=min(one.low, other.low),
         high=max(one.high, other.high),
+        longest=max(one.longest, other.longest),
+        blank=one.blank + other.blank,
     )
 
 

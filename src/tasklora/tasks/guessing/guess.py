@@ -16,6 +16,7 @@ class Guess:
         settings: fields of a :class:`~tasklora.tasks.TaskSpec`, in the order they are written in.
         why: field → the reason for it; not every field has one.
         reads: the columns of texts.
+        writes: the column of texts that are the answers, where they are texts of any words.
         parts: whether two texts are parts of one.
         left_out: column → why it is not used.
         rarest: share of the rarest class, of classes.
@@ -24,6 +25,7 @@ class Guess:
     settings: dict[str, Any]
     why: dict[str, str]
     reads: tuple[Column, ...]
+    writes: Column | None = field(default=None, kw_only=True)
     parts: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
     rarest: float = 1.0

@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tasklora.errors import ConfigError, DataError, counted
-from tasklora.tasks.guessing.columns import Column, sampled_rows
+import numpy as np
+
+from tasklora.errors import ConfigError, DataError, UnsupportedError, counted
+from tasklora.tasks.guessing.columns import Column, count_words, sampled_rows
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
-from tasklora.tasks.guessing.roles import Table, check_finite, label_by_name, likely_label, plain, snake, text_inputs
+from tasklora.tasks.guessing.roles import (
+    Table,
+    check_finite,
+    label_by_name,
+    likely_label,
+    plain,
+    snake,
+    text_inputs,
+    words_of,
+)
 
 WORDS = ("tokens", "words")
 TAGS = ("labels", "tags", "nertags", "postags", "chunktags")
@@ -19,6 +30,7 @@ OUTPUTS = ("output", "response", "completion", "answer", "target", "summary", "h
 TALKS = ("messages", "conversations", "conversation", "chosen")
 SEVERAL = ("labels", "tags", "genres", "topics", "categories", "emotions", "keywords")
 SEPARATORS = ("|", ";", ",")
+FEW_WORDS = 3  # answers of so many words are compared whole
 MOST_LABELS = 200
 
 
@@ -214,10 +226,50 @@ def _joined(column: Column, mark: str) -> bool:
 
 def generation(table: Table) -> Guess | None:
     """Recognise texts to write."""
-    if table.said.kind is None and (table.said.label is not None or label_by_name(table, set()) is not None):
+    said = table.said
+    if said.kind is None and said.label is None and label_by_name(table, set()) is not None:
         return None
-    for name, column in table.columns.items():
-        free = column.holds == "texts" and column.no_text() is None and plain(name) in OUTPUTS
-        if free or plain(name) in TALKS:
-            return Guess(settings_of("generation", [], name, [""]), {}, (column,))
-    return None
+    named = [table.column(said.label, "label")] if said.label is not None else list(table.columns.values())
+    called = [column for column in named if plain(column.name) in OUTPUTS or (said.kind and said.label)]
+    output = next((column for column in called if _is_written(column, said.kind is not None)), None)
+    if output is None:
+        _check_talks(table, named)
+        return None
+    _check_written(table, output)
+    inputs = text_inputs(table, {output.name})
+    short = np.median([count_words(text) for text in output.values]) <= FEW_WORDS
+    why = {
+        "kind": f"'{output.name}' holds texts that hardly come again ({words_of(output)}): they are to be written",
+        "inputs": inputs.why,
+        "label": "as you said" if said.label is not None else "by its name",
+        "primary": "answers of a few words are right or wrong" if short else "the words it shares with the right text",
+    }
+    metrics = ["exact_match", "word_f1"] if short else ["rouge_l", "word_f1"]
+    settings = settings_of("generation", inputs.names, output.name, metrics)
+    return Guess(settings, why, inputs.columns, inputs.parts, writes=output)
+
+
+def _is_written(column: Column, said: bool) -> bool:
+    """Whether a column holds texts of any words, or, if the user says that it does, any texts."""
+    return column.holds == "texts" and (said or (column.no_text() is None and not column.has_repeats))
+
+
+def _check_talks(table: Table, columns: Sequence[Column]) -> None:
+    """Raise UnsupportedError if texts to write stand in conversations, which are lists of messages."""
+    for column in columns:
+        if plain(column.name) in TALKS and column.holds == "mixed or nested values":
+            raise UnsupportedError(
+                f"{table.place}: '{column.name}' holds conversations. Write what is asked and what is to be said into "
+                "columns of their own, such as prompt and response, a row for each answer; or, if another column "
+                f"holds classes or numbers to predict, name it: {table.option('label', 'COLUMN')}."
+            )
+
+
+def _check_written(table: Table, output: Column) -> None:
+    """Raise DataError if there are rows with nothing to write."""
+    empty = output.missing + output.blank
+    if empty:
+        raise DataError(
+            f"{table.place}: column '{output.name}' has nothing to write in {empty:,} of {output.rows:,} rows. Fill "
+            "them in, or leave such rows out."
+        )

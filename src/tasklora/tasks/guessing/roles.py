@@ -17,7 +17,10 @@ LABEL_NAMES = (
 )
 """Names of label columns: those of an earlier line go before those of a later one."""
 
-TEXT_NAMES = ("text", "sentence", "content", "body", "review", "document", "message", "comment", "tweet", "question")
+TEXT_NAMES = (
+    *("text", "sentence", "content", "body", "review", "document", "message", "comment", "tweet", "question"),
+    *("article", "dialogue", "instruction", "prompt"),
+)
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -34,6 +37,8 @@ PAIRS = (
     ("query", "product"),
     ("query", "title"),
     ("claim", "evidence"),
+    ("instruction", "input"),
+    ("instruction", "context"),
     ("left", "right"),
     ("texta", "textb"),
     ("sentencea", "sentenceb"),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tasklora.errors import ConfigError, UnsupportedError, counted, did_you_mean
+from tasklora.errors import ConfigError, counted, did_you_mean
 from tasklora.tasks.guessing.answers import classes_of, outward, ways_to_score
 from tasklora.tasks.guessing.columns import Column
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
@@ -44,7 +44,7 @@ def guess_task(table: Table) -> Guess:
     Raises:
         ConfigError: if something is equally likely to be one thing or another, or the user named what is not there.
         DataError: if there is no text, one class only, or values are missing.
-        UnsupportedError: if the kind is recognised, but not trained here.
+        UnsupportedError: if texts to write stand in conversations.
     """
     kinds = {rule.kind: rule for rule in RULES}
     said = table.said.kind
@@ -55,20 +55,10 @@ def guess_task(table: Table) -> Guess:
     for rule in RULES if said is None else (kinds[said],):
         guess = rule.read(table)
         if guess is not None:
-            _check_trained(table, rule)
             used = {*_columns_of(guess.settings), *guess.left_out}
             others = {n: _why_unused(c) for n, c in table.columns.items() if n not in used}
             return replace(guess, left_out={**guess.left_out, **others})
     raise ConfigError(f"--kind {said}: {table.place} has no columns for it. It needs {kinds[str(said)].needs}.")
-
-
-def _check_trained(table: Table, rule: Rule) -> None:
-    if rule.kind == "generation":
-        raise UnsupportedError(
-            f"{table.place} has texts to generate: it needs a decoder, and `tasklora init` writes recipes for "
-            "encoders. Write one with model.view: text_to_text (docs/decoders.md); or, if a column holds classes or "
-            f"numbers to predict, name it: {table.option('label', 'COLUMN')}."
-        )
 
 
 def _columns_of(settings: dict[str, Any]) -> set[str]:
@@ -131,9 +121,11 @@ def _classification(table: Table) -> Guess | None:
     classes_like = column.has_repeats or column.holds != "texts"
     if column.holds not in ("texts", "truth values", "whole numbers") or not column.counts or not classes_like:
         check_numbers(table, column)
+        free = column.holds == "texts" and column.no_text() is None
+        written = f" If it is a text to write: {table.option('kind', 'generation')}." if free else ""
         raise ConfigError(
             f"{table.place}: column '{column.name}' cannot be a label of classes: {column.no_label() or column.holds}. "
-            f"Name another one: {table.option('label', 'COLUMN')}."
+            f"Name another one: {table.option('label', 'COLUMN')}.{written}"
         )
     names, partner = column.names, None
     for other in table.columns.values():
@@ -167,7 +159,7 @@ RULES = (
     Rule("multiple_choice", "a list of choices, or a column for each, and which one is right", multiple_choice),
     Rule("ranking", "queries that come again with several texts, and how relevant these are", ranking),
     Rule("multi_label", "a column with several labels in a row, as a list or joined by a mark", multi_label),
-    Rule("generation", "a column of texts to write", generation),
+    Rule("generation", "a column of texts to write: name it with --label", generation),
     Rule("regression", "a column of numbers", _regression),
     Rule("classification", "a column of classes", _classification),
 )
