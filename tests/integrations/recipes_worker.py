@@ -1,6 +1,7 @@
-"""Trains the tiny recipe in several ways, as each of the processes of a group.
+"""Trains the tiny recipes in several ways, as each of the processes of a group.
 
-``recipes_worker.py PROJECT OUTPUT BATCH``: what every process is left with is written to OUTPUT/WAY-RANK.json.
+``recipes_worker.py PROJECT OUTPUT BATCH``, with the tasks in text under PROJECT/text: what every process is left with
+is written to OUTPUT/WAY-RANK.json.
 """
 
 import json
@@ -27,6 +28,10 @@ WAYS = {
     "streamed": ["tasks=STREAMED", "training.group_by_length=false", "training.epochs=3"],
     "uneven": ["training.mixing={epoch_rows: 34}", "training.epochs=3"],  # an epoch ends with a row for each
 }
+IN_TEXT = {
+    "text": [],
+    "packed": ["training.packing=true", "training.gradient_accumulation_steps=2"],
+}
 
 
 def streamed_tasks(tiny: Project) -> str:
@@ -40,12 +45,15 @@ def main(project: str, output: str, batch: str) -> None:
     """Train in each way."""
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
-    root = Path(project)
-    datasets.config.HF_DATASETS_CACHE = root / "cache"
-    tiny = Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
-    for way, given in WAYS.items():
+    tiny, text = (
+        Project(root, root / "base", root / "data", root / "suite.yaml", root / "recipe.yaml")
+        for root in (Path(project), Path(project) / "text")
+    )
+    datasets.config.HF_DATASETS_CACHE = tiny.root / "cache"
+    for way, given in {**WAYS, **IN_TEXT}.items():
         overrides = [override.replace("STREAMED", streamed_tasks(tiny)) for override in given]
-        recipe, run = tiny.load(f"training.batch_size={batch}", *overrides), Path(output) / way
+        made = text if way in IN_TEXT else tiny
+        recipe, run = made.load(f"training.batch_size={batch}", *overrides), Path(output) / way
         resume = False
         if way == "interrupted" and "WORLD_SIZE" in os.environ:
             stop = [AtStep(3, lambda **_: os.kill(os.getpid(), signal.SIGINT))]

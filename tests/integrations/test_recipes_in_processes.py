@@ -10,9 +10,11 @@ import pytest
 import recipes_worker as worker
 
 from helpers_runs import _project, environment, log_of
+from helpers_text import _text_project
 from tasklora.tasks import read_safetensors
 
 pytestmark = pytest.mark.slow
+WAYS = [*worker.WAYS, *worker.IN_TEXT]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -38,6 +40,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(tiny) -> Path:
     """Return a folder with the runs of one process and of two."""
+    _text_project(tiny.root / "text")
     for name, start, batch in (("one", [], "16"), ("two", TORCHRUN, "8")):
         folder = tiny.root / name
         folder.mkdir()
@@ -46,11 +49,11 @@ def runs(tiny) -> Path:
     return tiny.root
 
 
-@pytest.mark.parametrize("way", worker.WAYS)
+@pytest.mark.parametrize("way", WAYS)
 def test_two_processes_make_the_run_of_one(runs, way):
     one, two = runs / "one" / way, runs / "two" / way
     for part in ("final", "best"):
-        for file in ("adapter_model.safetensors", "heads.safetensors"):
+        for file in ["adapter_model.safetensors", *(["heads.safetensors"] if way in worker.WAYS else [])]:
             mine, theirs = read_safetensors(one / part / file), read_safetensors(two / part / file)
             assert mine.keys() == theirs.keys()
             for name, value in mine.items():
@@ -65,7 +68,7 @@ def test_two_processes_make_the_run_of_one(runs, way):
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("way", worker.WAYS)
+@pytest.mark.parametrize("way", WAYS)
 def test_every_process_ends_with_the_same_model_and_results(runs, way):
     main, other = (json.loads((runs / "two" / f"{way}-{rank}.json").read_text()) for rank in (0, 1))
     assert main == other

@@ -144,6 +144,7 @@ def test_unknown_sizes_need_shares_of_their_own(recipe_of, tmp_path):
     page = render(load_source([tmp_path / "run"]))
     assert "heat, 1.2 ×" in page
     assert re.search(r"mood, [\d.e+]+ ×", page) is None
+    assert "on 29 to 51 training rows a task, and an unknown number of mood" in page
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ def facts(source: Source) -> dict[str, str]:
     rows = sorted(set(results.training_rows.values()))
     scored = sorted(set(results.rows.values()))
     what = "images" if source.is_dense else "rows a task"
+    streamed = [] if source.is_dense else [task for task in results.metrics if task not in results.training_rows]
+    unknown = f", and an unknown number of {listing(streamed, MOST_TASKS)}" if rows and streamed else ""
     has_units = numbers.has_units(results.metrics, source.is_dense)
     found = {
         "tasks": f"{len(results.metrics)} of {results.suite}: {listing(results.metrics, MOST_TASKS)}",
         "base model": results.base,
         "methods": ", ".join(method.title for method in results.methods),
         "seeds": ", ".join(map(str, results.seeds)),
-        "budget": f"{results.steps} steps on {_range(rows)} training {what}",
+        "budget": f"{results.steps} steps on {_range(rows)} training {what}{unknown}",
         "scored on": f"{_range(scored)} {what} of {results.split}",
         "undefined": _undefined(source),
         "average": f"mean over the tasks; {numbers.AVERAGE_OF_UNITS}" if has_units else "",
@@ -65,7 +67,7 @@ def _time(source: Source) -> str:
     return f"{training:,.0f} s of training, scoring of tune rows included, and {scoring:,.0f} s of scoring"
 
 
-def _range(numbers: list[int]) -> str:
-    if not numbers:  # all rows are streamed, and nobody knows how many there are
+def _range(counts: list[int]) -> str:
+    if not counts:  # all rows are streamed, and nobody knows how many there are
         return "an unknown number of"
-    return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"

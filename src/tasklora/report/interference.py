@@ -75,7 +75,7 @@ def gradient_matrix(source: Source) -> Picture:
         "are scaled to the pairs, the diagonal may exceed them. Around zero is common and harmless; a "
         "negative cosine is a hint to look at that pair's scores, not a proof of harm."
     )
-    return _matrix(source, values, tasks, "gradient-cosines", "Do the tasks' gradients agree?", reading, diverging=True)
+    return _matrix(values, tasks, "gradient-cosines", "Do the tasks' gradients agree?", reading, diverging=True)
 
 
 def _square(one: GradientCosines) -> Matrix:
@@ -301,12 +301,10 @@ def matrix_picture(
 ) -> Picture:
     """Return the mean over layers of symmetric matrices (T, T) as a picture."""
     values = mean(np.array(list(layers.values()), dtype=np.float64))
-    return _matrix(source, values, tasks_of(source), name, title, of_shown(source) + reading, diverging)
+    return _matrix(values, tasks_of(source), name, title, of_shown(source) + reading, diverging)
 
 
-def _matrix(
-    source: Source, values: Matrix, tasks: list[str], name: str, title: str, reading: str, diverging: bool
-) -> Picture:
+def _matrix(values: Matrix, tasks: list[str], name: str, title: str, reading: str, diverging: bool) -> Picture:
     numbers = len(tasks) <= NUMBERED
     if len(tasks) > FEW_TASKS:
         order = _order(values if diverging else -values)
