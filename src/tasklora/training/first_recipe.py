@@ -61,34 +61,19 @@ def first_recipe(
         "started in. All keys: docs/recipes.md."
     )
     page.line(0, "model:")
-    page.line(1, f"name: {_yaml(model)}", f"{'an' if view == 'heads' else 'a'} {first.kind}: a public name or a folder")
+    page.line(1, f"name: {_yaml(model)}", f"{first.kind}: a public name or a folder")
     if view == "text_to_text":
-        texts = written(proposals)
-        why = f"texts to write: {listing(texts)}" if texts else "as you said"
-        page.line(1, "view: text_to_text", f"{why}; every task is asked and answered in text (docs/decoders.md)")
-    lengths = lengths_of_answers(proposals) if view == "text_to_text" else lengths_of_texts(proposals, separate)
-    for key, (tokens, why) in lengths.items():
-        page.line(1, f"{key}: {tokens}", why)
-    if separate:
-        why = "such a model embeds single sentences: pairs are embedded apart and compared by the head"
-        page.line(1, "pair_encoding: separate", why)
+        _write_text_view(page, proposals)
+    else:
+        _write_heads_view(page, proposals, separate)
     page.line(0, "tasks:")
     page.line(1, "define:")
     for proposal in proposals:
         _write_task(page, proposal, sizes, view)
-    parts = [proposal.task for proposal in proposals if separate and proposal.guess.parts]
-    if parts:
-        page.line(1, "options:")
-        for task in parts:
-            page.line(2, f"{_yaml(task)}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
     if view == "text_to_text":
-        page.line(1, "options:", "how a row is written: a column's name in braces stands for its text")
-        for proposal in proposals:
-            template = template_of(proposal)
-            page.line(2, f"{_yaml(proposal.task)}:")
-            page.line(3, "template:")
-            page.line(4, f"prompt: {_quoted(template.prompt)}")
-            page.line(4, f"response: {_quoted(template.response)}")
+        _write_templates(page, proposals)
+    elif separate:
+        _write_joint_texts(page, proposals)
     if sizes.limits:
         why = "rows per task at most, for a first run of minutes; without this line it takes all"
         page.line(1, f"limits: {_yaml(sizes.limits)}", why)
@@ -133,6 +118,40 @@ class Page:
     def text(self) -> str:
         """Return what was written."""
         return "\n".join(self._lines) + "\n"
+
+
+def _write_heads_view(page: Page, proposals: Sequence[Proposal], separate: bool) -> None:
+    for key, (tokens, why) in lengths_of_texts(proposals, separate).items():
+        page.line(1, f"{key}: {tokens}", why)
+    if separate:
+        why = "such a model embeds single sentences: pairs are embedded apart and compared by the head"
+        page.line(1, "pair_encoding: separate", why)
+
+
+def _write_joint_texts(page: Page, proposals: Sequence[Proposal]) -> None:
+    parts = [proposal.task for proposal in proposals if proposal.guess.parts]
+    if parts:
+        page.line(1, "options:")
+        for task in parts:
+            page.line(2, f"{_yaml(task)}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
+
+
+def _write_text_view(page: Page, proposals: Sequence[Proposal]) -> None:
+    texts = written(proposals)
+    why = f"texts to write: {listing(texts)}" if texts else "as you said"
+    page.line(1, "view: text_to_text", f"{why}; every task is asked and answered in text (docs/decoders.md)")
+    for key, (tokens, reason) in lengths_of_answers(proposals).items():
+        page.line(1, f"{key}: {tokens}", reason)
+
+
+def _write_templates(page: Page, proposals: Sequence[Proposal]) -> None:
+    page.line(1, "options:", "how a row is written: a column's name in braces stands for its text")
+    for proposal in proposals:
+        template = template_of(proposal)
+        page.line(2, f"{_yaml(proposal.task)}:")
+        page.line(3, "template:")
+        page.line(4, f"prompt: {_quoted(template.prompt)}")
+        page.line(4, f"response: {_quoted(template.response)}")
 
 
 def _write_task(page: Page, proposal: Proposal, sizes: Sizes, view: str) -> None:

@@ -31,7 +31,7 @@ class FirstRun:
 
     Attributes:
         model: the base that is adapted where the user names none.
-        kind: what kind of model that is.
+        kind: what kind of model that is, with its article.
         rows: training rows of all tasks together, at most.
         tune: of more rows than that, those of a task that choose the best step, at most.
         validation: likewise, those that are scored.
@@ -53,7 +53,7 @@ class FirstRun:
 FIRST_RUNS = {
     "heads": FirstRun(
         model="sentence-transformers/all-MiniLM-L6-v2",
-        kind="encoder",
+        kind="an encoder",
         rows=3000,
         tune=300,
         validation=500,
@@ -63,7 +63,7 @@ FIRST_RUNS = {
     ),
     "text_to_text": FirstRun(
         model="HuggingFaceTB/SmolLM2-135M",
-        kind="decoder",
+        kind="a decoder",
         rows=1000,
         tune=50,
         validation=100,

@@ -238,8 +238,9 @@ def generation(table: Table) -> Guess | None:
     _check_written(table, output)
     inputs = text_inputs(table, {output.name})
     short = np.median([count_words(text) for text in output.values]) <= FEW_WORDS
+    free = f"'{output.name}' holds texts that hardly come again ({words_of(output)}): they are to be written"
     why = {
-        "kind": f"'{output.name}' holds texts that hardly come again ({words_of(output)}): they are to be written",
+        "kind": free if said.kind is None else "as you said",
         "inputs": inputs.why,
         "label": "as you said" if said.label is not None else "by its name",
         "primary": "answers of a few words are right or wrong" if short else "the words it shares with the right text",
