@@ -227,14 +227,50 @@ def test_a_view_can_be_asked_for(cli, written):
     said = cli("init", "mood.jsonl", "--view", "text_to_text", "--model", written)
     assert said.code == 0, said.err
     recipe = load_recipe("recipe.yaml", ["training.max_steps=1"])
-    assert "  view: text_to_text  # as you said" in Path("recipe.yaml").read_text()
+    assert "  view: text_to_text  # every task is asked and answered in text" in Path("recipe.yaml").read_text()
     assert recipe.text_to_text().templates["mood"].prompt == "text: {text}\nOptions: {options}\nAnswer:"
     train_recipe(recipe, "run")
     Path("recipe.yaml").unlink()
     assert_refused(cli("init", "mood.jsonl", "--view", "text"), "--view: unknown view 'text'", "heads, text_to_text")
-    assert_refused(cli("init", "notes.jsonl", "--view", "heads"), "task 'notes' is generation, which has no head")
+    assert_refused(
+        cli("init", "notes.jsonl", "--view", "heads"), "--view heads: notes has texts to write, which no head can"
+    )
     write_rows(Path("tags.jsonl"), rows_of_kind("multi_label"))
-    assert_refused(cli("init", "notes.jsonl", "tags.jsonl"), "task 'tags' is multi_label, which has no answer of a few")
+    assert_refused(cli("init", "notes.jsonl", "tags.jsonl"), "notes has texts to write", "tags (multi_label)", "apart")
+    assert_refused(
+        cli("init", "tags.jsonl", "--model", written), "the model is a decoder, and tags (multi_label) has no"
+    )
+    assert_refused(cli("init", "mood.jsonl", "--model", "./decodr"), "there is no such folder. Did you mean 'decoder'?")
+    said = cli("init", "mood.jsonl", "--output", "mood.jsonl", "--overwrite")
+    assert_refused(said, "--output mood.jsonl is to be a recipe: give it a name that ends in .yaml")
+    assert Path("mood.jsonl").read_text().startswith("{")
+
+
+def test_a_decoder_sees_any_tasks_as_text_and_no_longer_than_it_can_read(cli, written):
+    rows = [json.loads(line) for line in Path("notes.jsonl").read_text().splitlines()]
+    rows[3]["response"] = "it is good " * 150 + "3"
+    write_rows(Path("long.jsonl"), rows)
+    said = cli("init", "mood.jsonl", "--model", written)
+    assert said.code == 0, said.err
+    assert load_recipe("recipe.yaml").model.view == "text_to_text"
+    assert cli("init", "long.jsonl", "--model", written, "--overwrite").code == 0
+    recipe = load_recipe("recipe.yaml", ["training.max_steps=1"])
+    assert recipe.model.max_length + recipe.model.max_new_tokens == 512  # the positions that it has
+    assert "or fewer, which may be too many for the model's 512" in " ".join(
+        Path("recipe.yaml").read_text().split("# ")
+    )
+    train_recipe(recipe, "run")
+
+
+def test_an_instruction_may_have_no_input(cli, written):
+    rows = [json.loads(line) for line in Path("notes.jsonl").read_text().splitlines()]
+    given = [f"so it is {place}" if place % 3 else None for place in range(len(rows))]
+    Dataset.from_list([{**row, "input": text} for row, text in zip(rows, given, strict=True)]).to_csv("alpaca.csv")
+    said = cli("init", "alpaca.csv", "--model", written)
+    assert said.code == 0, said.err
+    recipe = load_recipe("recipe.yaml", ["training.max_steps=2"])
+    assert recipe.task_specs()["alpaca"].inputs == ["instruction", "input"]
+    train_recipe(recipe, "run")
 
 
 def test_what_the_user_says_goes_before_guesses(cli, project):

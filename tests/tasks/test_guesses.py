@@ -434,7 +434,11 @@ def test_what_cannot_be_guessed_says_what_settles_it(columns, error, says):
             {"kind": "token_classification"},
             "--kind token_classification: mine.csv has no columns for it. It needs a list",
         ),
-        ({"label": "text"}, "column 'text' cannot be a label of classes: texts that hardly come again"),
+        (
+            {"label": "text"},
+            "column 'text' cannot be a label of classes: texts that hardly come again. Name another one: --label "
+            "COLUMN. If it is a text to write: --kind generation",
+        ),
     ],
 )
 def test_what_the_user_says_is_checked(said, says):

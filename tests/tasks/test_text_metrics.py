@@ -38,6 +38,9 @@ texts = st.lists(st.sampled_from(PIECES), max_size=9).map(" ".join)
         ("An apple a day; 3.5 the", ["apple", "day", "35"]),
         ("the", []),
         ("Élan ÜBER", ["élan", "über"]),
+        ("我们去公园。", list("我们去公园")),  # a character is a word where no spaces are left
+        ("한국어 텍스트", ["한국어", "텍스트"]),  # Korean leaves them
+        ("BERT 模型！", ["bert", "模", "型"]),
     ],
 )
 def test_what_is_compared(text, words):
@@ -89,6 +92,8 @@ def test_exact_match_and_the_f1_of_words(label, said, exact, f1):
         ("x y", "x x", 2 / 4),
         ("yes", "", 0),
         ("...", "!", 1),  # neither has a word
+        ("我们今天去学校。", "我们今天去公园", 5 / 7),  # of characters; punctuation is none
+        ("กา", "กี", 1 / 2),  # a vowel sign is one
     ],
 )
 def test_rouge_l(label, said, value):

@@ -36,8 +36,10 @@ CHINESE = ["\u597d\u7684\u7535\u5f71" * 3 + str(row) for row in range(ROWS)]
         ({"question": texts(1), "answer": texts(2, words=1)}, {}, "question -> answer", "exact_match"),
         ({"question": texts(1), "answer": NAMES}, {"kind": "generation"}, "question -> answer", "exact_match"),
         ({"question": texts(1), "answer": CHINESE}, {}, "question -> answer", "rouge_l"),
+        (DOLLY, {}, "instruction context -> response", "rouge_l"),
         (DOLLY, {"kind": "generation"}, "instruction context -> response", "rouge_l"),
         ({"a": texts(1), "b": texts(2)}, {"kind": "generation", "label": "b"}, "a -> b", "rouge_l"),
+        ({"en": texts(1), "de": texts(2)}, {"label": "de"}, "en -> de", "rouge_l"),
         (REVIEWS, {"label": "summary"}, "review -> summary", "rouge_l"),
     ],
 )
@@ -52,12 +54,15 @@ def test_texts_to_write(columns, said, read, primary):
 def test_answers_that_come_again_are_classes_and_not_written():
     assert guess({"question": texts(), "answer": cycle(["yes it is", "no it is not"])}).kind == "classification"
     assert guess({**REVIEWS, "label": cycle(["a", "b"])}, inputs=("review",)).kind == "classification"
+    judged = {"prompt": texts(1), "response": texts(2), "label": cycle(["harmless", "harmful"])}
+    assert guess(judged).kind == "classification"
 
 
 def test_the_longest_text_and_blank_ones_are_of_all_rows():
     written = ["short"] * (3 * SAMPLE_ROWS - 4) + ["\u00e9" * 50, "", " ", None]
     column = look_at(Dataset.from_dict({"output": written}))["output"]
     assert (column.longest, column.blank, column.missing) == (100, 2, 1)  # two bytes each
+    assert column.first_blank == len(written) - 3
 
 
 @pytest.mark.parametrize(
@@ -69,9 +74,15 @@ def test_the_longest_text_and_blank_ones_are_of_all_rows():
             UnsupportedError,
             "'messages' holds conversat",
         ),
-        ({"prompt": texts(1), "output": ["", *texts(2)[1:]]}, {}, DataError, "has nothing to write in 1 of 60 rows"),
+        ({"prompt": texts(1), "output": ["", *texts(2)[1:]]}, {}, DataError, "in 1 of 60 rows, first in row 0"),
         ({"a": texts(1), "b": texts(2)}, {"kind": "generation"}, ConfigError, "texts to write: name it with --label"),
-        ({"a": texts(1), "b": texts(2)}, {"label": "b"}, ConfigError, "If it is a text to write: --kind generation"),
+        ({"a": texts(1), "b": texts(2)}, {}, ConfigError, "Name it: --label COLUMN, which may be a text to write"),
+        (
+            {"a": texts(1), "translation": TALKS},
+            {},
+            ConfigError,
+            "nested or mixed needs a column of plain values first",
+        ),
     ],
 )
 def test_texts_that_cannot_be_written(columns, said, error, says):

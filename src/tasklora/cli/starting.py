@@ -56,6 +56,8 @@ def init(
 
     from tasklora.errors import ConfigError, OutputError, did_you_mean, listing
 
+    if output.suffix not in (".yaml", ".yml"):
+        raise OutputError(f"--output {output} is to be a recipe: give it a name that ends in .yaml.")
     if output.exists() and (not overwrite or output.is_dir()):
         raise OutputError(f"{output} exists already. Choose another --output, or replace a file with --overwrite.")
     if not output.parent.is_dir():
@@ -67,13 +69,15 @@ def init(
 
     from tasklora.evaluation import write_text_whole
     from tasklora.tasks import training_method
+    from tasklora.tasks.base_model import local_config
     from tasklora.tasks.guessing.finding import find_tasks, propose
     from tasklora.tasks.whole_files import reason
     from tasklora.training.first_recipe import first_recipe
-    from tasklora.training.first_sizes import FIRST_RUNS, sizes_of, view_of
+    from tasklora.training.first_sizes import FIRST_RUNS, check_view, sizes_of, view_of
     from tasklora.training.recipes import parse_recipe
 
     training_method(method)
+    config = None if model is None else local_config(model)
     if view is not None and view not in FIRST_RUNS:
         raise ConfigError(
             f"--view: unknown view '{view}'.{did_you_mean(view, FIRST_RUNS)} One of: {listing(FIRST_RUNS)}."
@@ -83,8 +87,9 @@ def init(
     with console.status("reading") as status:
         proposals = propose(places, said, status.update)
     command = shlex.join(["tasklora", *sys.argv[1:]])
-    view = view or view_of(proposals)
-    text = first_recipe(proposals, view, model, method, f"runs/{output.stem}", command)
+    view = view or view_of(proposals, config)
+    check_view(proposals, view)
+    text = first_recipe(proposals, view, model, method, f"runs/{output.stem}", command, config)
     text = text.replace("THIS_FILE", str(output))
     parse_recipe(yaml.safe_load(text), str(output)).task_specs()
     try:

@@ -91,7 +91,10 @@ def load_base(
             f"cannot load the base model '{name}' (safetensors only): {first_line(error)} {offline}"
         ) from error
     if tokenizer.pad_token is None and architecture == ENCODER:
-        raise ConfigError(f"the tokenizer of '{name}' has no padding token; set one and save it with the model.")
+        raise ConfigError(
+            f"the tokenizer of '{name}' has no padding token, which heads need: set one and save it with the model; or "
+            "train a causal language model with model.view: text_to_text."
+        )
     # Saved adapters name the base by this; a folder inside site-packages would mean nothing elsewhere.
     model.name_or_path = model.config._name_or_path = name
     return BaseModel(name, model, tokenizer, _hidden_size(model.config), fingerprint(model))
@@ -119,6 +122,27 @@ def load_skeleton(
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"cannot load the configuration of '{name}': {first_line(error)}") from error
     return BaseModel(name, model, None, _hidden_size(config), fingerprint="")
+
+
+def local_config(name: str) -> Any | None:
+    """Return a model's configuration if this machine has it; None if it has not, or cannot read it.
+
+    Raises:
+        CheckpointError: if the model is named by a path and there is no such folder.
+    """
+    from transformers import AutoConfig
+
+    source = str((packaged_minilm() if name == MINILM else None) or name)
+    check_folder(source, f"cannot load the configuration of '{name}'")
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def is_decoder(config: Any) -> bool:
+    """Whether a model's configuration is of a causal language model."""
+    return any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or [])
 
 
 def check_folder(name: str, what: str) -> None:

@@ -298,7 +298,7 @@ def check_text_task(name: str, spec: TaskSpec, template: Template | None, evalua
         form.check(spec, template or form.default(spec))
     except ValueError as error:
         raise ConfigError(
-            f"task '{name}', its template: {error}. Give one under tasks.options.{name}.template."
+            f"task '{name}', its template: {error}. A recipe can give it another one: tasks.options.{name}.template."
         ) from None
 
 

@@ -1,7 +1,8 @@
 """Metrics of generated texts: one number per row, so that resamples of the rows are quick.
 
 Texts are compared as the evaluation script of SQuAD does (Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine
-Comprehension of Text", EMNLP 2016): in lower case, without punctuation, English articles and surplus spaces.
+Comprehension of Text", EMNLP 2016): in lower case, without punctuation, English articles and surplus spaces. Of scripts
+that leave no spaces between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) every character is a word.
 """
 
 from __future__ import annotations
@@ -16,13 +17,27 @@ import numpy as np
 from tasklora.tasks.ragged import Array
 from tasklora.tasks.row_metrics import Answers, mean_of_rows
 
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fff\u3040-\u312f\u31f0-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Characters of scripts without spaces between words, for a class of a regular expression."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_BESIDE_UNSPACED = re.compile(
+    "[\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
+)  # their punctuation
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_LETTERS = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+
+
+def count_words(text: str) -> int:
+    """Return the words of a text; of scripts that leave no spaces between words, the characters."""
+    return len(_WORD.findall(text))
 
 
 def normalised(text: str) -> list[str]:
     """Return the words of a text that are compared."""
-    bare = text.lower().translate(_PUNCTUATION)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    bare = _BESIDE_UNSPACED.sub("", text.lower().translate(_PUNCTUATION))
+    return _WORD.findall(re.sub(r"\b(a|an|the)\b", " ", bare))
 
 
 def exact_match(label: str, said: str) -> float:
@@ -47,7 +62,7 @@ def rouge_l(label: str, said: str) -> float:
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries" (2004), with β = 1. Words are runs of letters
     and digits in lower case; articles count.
     """
-    wanted, got = (re.findall(r"[^\W_]+", text.lower()) for text in (label, said))
+    wanted, got = (_LETTERS.findall(text.lower()) for text in (label, said))
     if not wanted or not got:
         return float(wanted == got)
     best = [0] * (len(got) + 1)  # of the words so far, with each beginning of `got`

@@ -34,7 +34,13 @@ EMBEDS_SENTENCES = "sentence-transformers/"
 
 
 def first_recipe(
-    proposals: Sequence[Proposal], view: str, model: str | None, method: str, directory: str, command: str
+    proposals: Sequence[Proposal],
+    view: str,
+    model: str | None,
+    method: str,
+    directory: str,
+    command: str,
+    config: Any | None = None,
 ) -> str:
     """Return the text of a recipe that trains the proposed tasks as it is.
 
@@ -45,6 +51,7 @@ def first_recipe(
         method: name of a training method.
         directory: the run directory.
         command: the command line that the recipe comes from.
+        config: the base's configuration, where it is known.
 
     Raises:
         ConfigError: if there is no such method, or a task cannot be answered in text where it must be.
@@ -53,6 +60,7 @@ def first_recipe(
     model = model or first.model
     pairs = any(len(_inputs(p)) == 2 and not p.guess.parts for p in proposals)
     separate = view == "heads" and model.startswith(EMBEDS_SENTENCES) and pairs
+    positions = getattr(config, "max_position_embeddings", None)
     page = Page()
     page.comment(
         f"Written by `{command}`. What was guessed has its reason beside it: correct what is wrong, then run\n\n"
@@ -63,9 +71,9 @@ def first_recipe(
     page.line(0, "model:")
     page.line(1, f"name: {_yaml(model)}", f"{first.kind}: a public name or a folder")
     if view == "text_to_text":
-        _write_text_view(page, proposals)
+        _write_text_view(page, proposals, positions)
     else:
-        _write_heads_view(page, proposals, separate)
+        _write_heads_view(page, proposals, separate, positions)
     page.line(0, "tasks:")
     page.line(1, "define:")
     for proposal in proposals:
@@ -120,8 +128,8 @@ class Page:
         return "\n".join(self._lines) + "\n"
 
 
-def _write_heads_view(page: Page, proposals: Sequence[Proposal], separate: bool) -> None:
-    for key, (tokens, why) in lengths_of_texts(proposals, separate).items():
+def _write_heads_view(page: Page, proposals: Sequence[Proposal], separate: bool, positions: int | None) -> None:
+    for key, (tokens, why) in lengths_of_texts(proposals, separate, positions).items():
         page.line(1, f"{key}: {tokens}", why)
     if separate:
         why = "such a model embeds single sentences: pairs are embedded apart and compared by the head"
@@ -136,11 +144,11 @@ def _write_joint_texts(page: Page, proposals: Sequence[Proposal]) -> None:
             page.line(2, f"{_yaml(task)}: {{pair_encoding: joint}}", "two parts of one text, not two to compare")
 
 
-def _write_text_view(page: Page, proposals: Sequence[Proposal]) -> None:
+def _write_text_view(page: Page, proposals: Sequence[Proposal], positions: int | None) -> None:
     texts = written(proposals)
-    why = f"texts to write: {listing(texts)}" if texts else "as you said"
-    page.line(1, "view: text_to_text", f"{why}; every task is asked and answered in text (docs/decoders.md)")
-    for key, (tokens, reason) in lengths_of_answers(proposals).items():
+    why = f"texts to write: {listing(texts)}; " if texts else ""
+    page.line(1, "view: text_to_text", f"{why}every task is asked and answered in text (docs/decoders.md)")
+    for key, (tokens, reason) in lengths_of_answers(proposals, positions).items():
         page.line(1, f"{key}: {tokens}", reason)
 
 

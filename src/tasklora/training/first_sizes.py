@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tasklora.errors import ConfigError, listing
+from tasklora.tasks.base_model import is_decoder
 from tasklora.tasks.data import TUNE_FRACTION, TUNE_MAX_ROWS
 from tasklora.tasks.guessing import Proposal
-from tasklora.tasks.guessing.columns import count_words
 from tasklora.tasks.guessing.guess import Guess
 from tasklora.tasks.spec import TaskSpec
 from tasklora.tasks.templates import Template
 from tasklora.tasks.text_forms import TEXT_FORMS, check_text_task
+from tasklora.tasks.text_metrics import count_words
+from tasklora.training.recipe import ModelSection
 
 LENGTHS = (32, 64, 128, 256)
 TEXT_LENGTHS = (*LENGTHS, 512, 1024, 2048)
+STEP = 256  # of lengths beyond these
 WRITTEN_LENGTHS = (16, 32, 64, 128, 256, 512)
 TOKENS_PER_WORD = 1.4  # of English texts, a little more than most tokenizers make
 BYTES_PER_TOKEN = 2.5  # fewer than texts of most languages have: a response that finds no room stops the run
@@ -91,9 +96,29 @@ class Sizes:
     steps: int
 
 
-def view_of(proposals: Sequence[Proposal]) -> str:
-    """Return how a model must see the tasks: ``text_to_text`` if it has to write any of them, else ``heads``."""
-    return "text_to_text" if written(proposals) else "heads"
+def view_of(proposals: Sequence[Proposal], config: Any | None) -> str:
+    """Return how a model is to see the tasks: ``text_to_text`` if it writes any, or is made to write; else ``heads``.
+
+    Args:
+        proposals: the tasks.
+        config: the model's configuration, where it is known.
+    """
+    return "text_to_text" if written(proposals) or is_decoder(config) else "heads"
+
+
+def check_view(proposals: Sequence[Proposal], view: str) -> None:
+    """Raise ConfigError if a task cannot be seen like this, or not together with the others."""
+    texts = written(proposals)
+    if view == "heads" and texts:
+        raise ConfigError(f"--view heads: {listing(texts)} has texts to write, which no head can. Leave --view out.")
+    others = [proposal for proposal in proposals if proposal.guess.kind not in TEXT_FORMS]
+    if view == "text_to_text" and others:
+        named = listing([f"{proposal.task} ({proposal.guess.kind})" for proposal in others])
+        because = f"{listing(texts)} has texts to write, which takes a decoder" if texts else "the model is a decoder"
+        raise ConfigError(
+            f"{because}, and {named} has no answer of a few words that a decoder could give. Write a recipe for each: "
+            "give their files to `tasklora init` apart."
+        )
 
 
 def written(proposals: Sequence[Proposal]) -> list[str]:
@@ -136,38 +161,52 @@ def template_of(proposal: Proposal) -> Template:
     return TEXT_FORMS[spec.kind].default(spec)
 
 
-def lengths_of_texts(proposals: Sequence[Proposal], separate: bool) -> dict[str, tuple[int, str]]:
+def lengths_of_texts(
+    proposals: Sequence[Proposal], separate: bool, positions: int | None = None
+) -> dict[str, tuple[int, str]]:
     """Return key of the model → (tokens, why), so that 19 of 20 rows of every task fit into an encoder's longest one.
 
     Args:
         proposals: the tasks.
         separate: whether the texts of a pair are read apart.
+        positions: tokens that the model can read at most, where that is known.
     """
     words = max(_long_row(proposal, separate and not proposal.guess.parts) for proposal in proposals)
     fits = next((length for length in LENGTHS if words * TOKENS_PER_WORD + 3 <= length), None)
-    cut = "what is longer is cut" if fits is None else "longer ones are cut"
-    return {"max_length": (fits or LENGTHS[-1], f"tokens; 19 of 20 rows have at most {round(words)} words, {cut}")}
+    length = min(fits or LENGTHS[-1], positions or LENGTHS[-1])
+    cut = "longer ones are cut" if length == fits else "what is longer is cut"
+    return {"max_length": (length, f"tokens; 19 of 20 rows have at most {round(words)} words, {cut}")}
 
 
-def lengths_of_answers(proposals: Sequence[Proposal]) -> dict[str, tuple[int, str]]:
-    """Return key of the model → (tokens, why), so that every response and 19 of 20 prompts fit."""
+def lengths_of_answers(proposals: Sequence[Proposal], positions: int | None = None) -> dict[str, tuple[int, str]]:
+    """Return key of the model → (tokens, why), so that every response and 19 of 20 prompts fit.
+
+    Args:
+        proposals: the tasks.
+        positions: tokens that the model can read at most, what it generates included, where that is known.
+    """
     prompt = max(_long_prompt(proposal) for proposal in proposals)
     response = max(_longest_response(proposal) for proposal in proposals)
-    fits = next((length for length in TEXT_LENGTHS if prompt + response <= length), None)
-    length = fits or math.ceil((prompt + response) / TEXT_LENGTHS[-1]) * TEXT_LENGTHS[-1]
-    why = (
-        f"tokens of prompt and response; 19 of 20 prompts have about {round(prompt)} at most, longer ones can lose "
-        f"their beginning; room for the longest response, which has {round(response)} or fewer"
-    )
-    lengths = {"max_length": (length, why)}
+    generated = ModelSection.model_fields["max_new_tokens"].default
+    lengths: dict[str, tuple[int, str]] = {}
     outputs = [proposal.guess.writes for proposal in proposals if proposal.guess.writes is not None]
     if outputs:
         words = max(_most([_words(text) for text in output.values]) for output in outputs)
         fits = next((length for length in WRITTEN_LENGTHS if words * TOKENS_PER_WORD + 3 <= length), None)
-        cut = "what is longer is cut" if fits is None else "longer ones are cut"
+        generated = min(fits or WRITTEN_LENGTHS[-1], (positions or sys.maxsize) // 4)
+        cut = "longer ones are cut" if generated == fits else "what is longer is cut"
         why = f"tokens of what is generated; 19 of 20 responses have at most {round(words)} words, {cut}"
-        lengths["max_new_tokens"] = (fits or WRITTEN_LENGTHS[-1], why)
-    return lengths
+        lengths["max_new_tokens"] = (generated, why)
+    wanted = prompt + response
+    fits = next((length for length in TEXT_LENGTHS if wanted <= length), None) or STEP * math.ceil(wanted / STEP)
+    most = sys.maxsize if positions is None else max(1, positions - generated)
+    why = (
+        f"tokens of prompt and response; 19 of 20 prompts have at most about {round(prompt)}, longer ones can lose "
+        f"their beginning; the longest response has {round(response)} or fewer"
+    )
+    if fits > most:
+        why += f", which may be too many for the model's {positions:,}"
+    return {"max_length": (min(fits, most), why), **lengths}
 
 
 def _long_row(proposal: Proposal, apart: bool) -> float:

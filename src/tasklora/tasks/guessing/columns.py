@@ -26,7 +26,6 @@ _ADDRESS = re.compile(r"(https?://|www\.)\S+$", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\d{1,2}:\d{2}.*)?$")
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # also with a decimal comma
 _CODE = re.compile(r"(?=.*\d)[\w\-.:/#]+$", re.ASCII)  # texts without spaces are no codes in scripts that have none
-_WORD = re.compile(r"[\u0e00-\u0eff\u2e80-\uffff]|[^\s\u0e00-\u0eff\u2e80-\uffff]+")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Column:
         infinite: the rows, counted from 0, with an infinite number; `low`, `high` and `holds` are of the others.
         longest: bytes of its longest text, over all rows.
         blank: how many texts are empty or blank.
+        first_blank: the first row, counted from 0, with such a text or none at all; None if every one has some.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Column:
     infinite: tuple[int, ...] = ()
     longest: int = 0
     blank: int = 0
+    first_blank: int | None = None
 
     @property
     def is_number(self) -> bool:
@@ -148,11 +149,6 @@ class Column:
         return None
 
 
-def count_words(text: str) -> int:
-    """Return the words of a text; of scripts that leave no spaces between words (Chinese, Thai, …), the characters."""
-    return len(_WORD.findall(text))
-
-
 def sampled_rows(rows: int) -> list[int]:
     """Return which rows of so many are a sample, evenly spread."""
     places: list[int] = np.unique(np.linspace(0, max(0, rows - 1), min(rows, SAMPLE_ROWS)).astype(int)).tolist()
@@ -199,7 +195,10 @@ def _column(name: str, values: pa.ChunkedArray | None, sample: list[Any], names:
     if holds == "texts":
         written = values.cast(pa.large_string())
         about["longest"] = pc.max(pc.binary_length(written)).as_py() or 0
-        about["blank"] = pc.sum(pc.equal(pc.utf8_trim_whitespace(written), "")).as_py() or 0
+        bare = pc.equal(pc.utf8_trim_whitespace(written), "")
+        about["blank"] = pc.sum(bare).as_py() or 0
+        place = pc.index(pc.fill_null(bare, True), True).as_py()
+        about["first_blank"] = place if place >= 0 else None
     if holds.startswith("lists"):
         counts = _counted(pc.list_flatten(values))
     elif holds == "mixed or nested values" or len(set(map(str, sample))) > MOST_VALUES:
@@ -239,6 +238,7 @@ def merged(one: Column, other: Column) -> Column:
         high=max(one.high, other.high),
         longest=max(one.longest, other.longest),
         blank=one.blank + other.blank,
+        first_blank=one.first_blank,
     )
 
 

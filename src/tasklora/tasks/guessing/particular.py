@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasklora.errors import ConfigError, DataError, UnsupportedError, counted
-from tasklora.tasks.guessing.columns import Column, count_words, sampled_rows
+from tasklora.tasks.guessing.columns import Column, sampled_rows
 from tasklora.tasks.guessing.guess import Guess, settings_of, shown_values
 from tasklora.tasks.guessing.roles import (
     Table,
     check_finite,
+    is_called_label,
     label_by_name,
     likely_label,
     plain,
@@ -20,6 +21,7 @@ from tasklora.tasks.guessing.roles import (
     text_inputs,
     words_of,
 )
+from tasklora.tasks.text_metrics import count_words
 
 WORDS = ("tokens", "words")
 TAGS = ("labels", "tags", "nertags", "postags", "chunktags")
@@ -27,6 +29,7 @@ CHOICES = ("choices", "options", "endings", "answers", "candidates", "alternativ
 ONE_CHOICE = r"(choice|option|ending|answer|sol|solution|alternative|candidate)_?(\d|[a-e])|[a-e]"
 QUERIES = ("query", "searchquery", "q", "question")
 OUTPUTS = ("output", "response", "completion", "answer", "target", "summary", "highlights", "translation", "solution")
+ASKS = ("instruction", "prompt")
 TALKS = ("messages", "conversations", "conversation", "chosen")
 SEVERAL = ("labels", "tags", "genres", "topics", "categories", "emotions", "keywords")
 SEPARATORS = ("|", ";", ",")
@@ -227,16 +230,15 @@ def _joined(column: Column, mark: str) -> bool:
 def generation(table: Table) -> Guess | None:
     """Recognise texts to write."""
     said = table.said
-    if said.kind is None and said.label is None and label_by_name(table, set()) is not None:
-        return None
     named = [table.column(said.label, "label")] if said.label is not None else list(table.columns.values())
-    called = [column for column in named if plain(column.name) in OUTPUTS or (said.kind and said.label)]
-    output = next((column for column in called if _is_written(column, said.kind is not None)), None)
+    output = next((column for column in named if _is_written(table, column)), None)
+    if said.kind is None and said.label is None and _has_classes(table, output):
+        return None
     if output is None:
         _check_talks(table, named)
         return None
     _check_written(table, output)
-    inputs = text_inputs(table, {output.name})
+    inputs = text_inputs(table, {output.name}, blanks=True)
     short = np.median([count_words(text) for text in output.values]) <= FEW_WORDS
     free = f"'{output.name}' holds texts that hardly come again ({words_of(output)}): they are to be written"
     why = {
@@ -250,9 +252,24 @@ def generation(table: Table) -> Guess | None:
     return Guess(settings, why, inputs.columns, inputs.parts, writes=output)
 
 
-def _is_written(column: Column, said: bool) -> bool:
-    """Whether a column holds texts of any words, or, if the user says that it does, any texts."""
-    return column.holds == "texts" and (said or (column.no_text() is None and not column.has_repeats))
+def _is_written(table: Table, column: Column) -> bool:
+    """Whether a column holds texts to write: by its name and texts, or because the user says so in one way or other."""
+    if column.holds != "texts":
+        return False
+    called, said = plain(column.name) in OUTPUTS, column.name == table.said.label
+    if table.said.kind is not None:
+        return called or said
+    if column.no_text() is not None or column.has_repeats:
+        return False
+    others = [other for other in table.columns.values() if other is not column and other.no_text() is None]
+    return called or (said and bool(others) and label_by_name(table, {column.name}) is None)
+
+
+def _has_classes(table: Table, output: Column | None) -> bool:
+    """Whether a column is called like a label, and is one: not a mere category of what is asked and written."""
+    label = label_by_name(table, set())
+    asks = output is not None and any(plain(name) in ASKS for name in table.columns)
+    return label is not None and not (asks and not is_called_label(label.name))
 
 
 def _check_talks(table: Table, columns: Sequence[Column]) -> None:
@@ -270,7 +287,8 @@ def _check_written(table: Table, output: Column) -> None:
     """Raise DataError if there are rows with nothing to write."""
     empty = output.missing + output.blank
     if empty:
+        first = "" if output.first_blank is None else f", first in row {output.first_blank:,} (counted from 0)"
         raise DataError(
-            f"{table.place}: column '{output.name}' has nothing to write in {empty:,} of {output.rows:,} rows. Fill "
-            "them in, or leave such rows out."
+            f"{table.place}: column '{output.name}' has nothing to write in {empty:,} of {output.rows:,} rows{first}. "
+            "Fill them in, or leave such rows out."
         )

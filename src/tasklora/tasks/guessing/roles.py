@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from tasklora.errors import ConfigError, DataError, did_you_mean, listing
 from tasklora.tasks.guessing.columns import Column
+from tasklora.tasks.text_metrics import count_words
 
 LABEL_NAMES = (
     r"labels?",
@@ -112,12 +115,13 @@ class Chosen:
         return [column.name for column in self.columns]
 
 
-def text_inputs(table: Table, besides: set[str]) -> Chosen:
+def text_inputs(table: Table, besides: set[str], blanks: bool = False) -> Chosen:
     """Return the column of texts that the task reads, or the pair.
 
     Args:
         table: the table.
         besides: columns that are something else.
+        blanks: whether rows may lack one text of a pair that belongs together by its names.
 
     Raises:
         ConfigError: if several are equally likely, or what the user named cannot be read.
@@ -135,6 +139,10 @@ def text_inputs(table: Table, besides: set[str]) -> Chosen:
         )
     if not whole:
         _check_whole(table, texts[0])
+    if blanks:
+        pair = _pair_by_name(texts)
+        if pair is not None and not all(column.missing for column in pair.columns):
+            return pair
     return _pair_by_name(whole) or _one_or_two(table, whole)
 
 
@@ -205,8 +213,12 @@ def label_column(table: Table, besides: set[str]) -> Chosen:
             if called and column.no_label() == column.nearly_numbers() and name not in besides:
                 check_numbers(table, column)
         why = "; ".join(f"{n}: {c.no_label() or 'an input'}" for n, c in table.columns.items())
+        texts = sum(column.no_text() is None for column in table.columns.values())
+        nested = any(column.holds == "mixed or nested values" for column in table.columns.values())
         raise ConfigError(
-            f"{table.place}: no column looks like a label ({why}). Name it: {table.option('label', 'COLUMN')}."
+            f"{table.place}: no column looks like a label ({why}). Name it: {table.option('label', 'COLUMN')}"
+            f"{', which may be a text to write' if texts > 1 else ''}."
+            f"{' What is nested or mixed needs a column of plain values first.' if nested else ''}"
         )
     column = chosen.columns[0]
     check_finite(table.place, column)
@@ -265,11 +277,15 @@ def label_by_name(table: Table, besides: set[str]) -> Column | None:
         named = [column for column in _likely(table, besides) if re.fullmatch(pattern, snake(column.name))]
         if named:
             return _only(table, named)
-    for pattern in LABEL_NAMES[:2]:  # a column that is called label and is constant says more than no label
-        for name, column in table.columns.items():
-            if re.fullmatch(pattern, snake(name)) and len(column.counts) == 1 and name not in besides:
-                return column
+    for name, column in table.columns.items():  # one that is called label and is constant says more than no label
+        if is_called_label(name) and len(column.counts) == 1 and name not in besides:
+            return column
     return None
+
+
+def is_called_label(name: str) -> bool:
+    """Whether a column's name says that it is a label, and not only what it may be one of."""
+    return any(re.fullmatch(pattern, snake(name)) for pattern in LABEL_NAMES[:2])
 
 
 def _likely(table: Table, besides: set[str]) -> list[Column]:
@@ -313,5 +329,5 @@ def snake(name: str) -> str:
 
 def words_of(column: Column) -> str:
     """Return how long a column's texts are, in words."""
-    words = round(column.words)
+    words = round(float(np.median([count_words(text) for text in column.values if text.strip()] or [0])))
     return f"about {words} word{'' if words == 1 else 's'} each"

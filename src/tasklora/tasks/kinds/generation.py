@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tasklora.tasks.kinds.base import Kind, WrongValueError
@@ -14,6 +15,12 @@ class Generation(Kind):
     """A text of any words. It has no head: only ``model.view: text_to_text`` can train it."""
 
     name: ClassVar[str] = "generation"
+
+    def texts(self, spec: TaskSpec, values: Sequence[Any]) -> list[str]:
+        """Return a row's texts; of a pair one may be missing, as an instruction often has no further input."""
+        if len(values) == 2 and sum(value is None for value in values) == 1:
+            values = ["" if value is None else value for value in values]
+        return super().texts(spec, values)
 
     def label(self, spec: TaskSpec, value: Any, texts: list[str]) -> str:  # type: ignore[override]
         """Return the text that is to be said."""
