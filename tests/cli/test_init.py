@@ -204,7 +204,7 @@ def test_texts_to_write_make_a_recipe_for_a_decoder_that_trains_untouched(cli, w
     text = Path("recipe.yaml").read_text()
     assert "  view: text_to_text  # texts to write: notes; every task is asked and answered in text" in text
     assert '        prompt: "instruction: {instruction}\\nAnswer:"\n' in text
-    assert "class_weights" not in text  # a head's, which a decoder has none of
+    assert "class_weights" not in text + said.out  # a head's, which a decoder has none of
     recipe = load_recipe("recipe.yaml")
     assert {name: spec.kind for name, spec in recipe.task_specs().items()} == {
         "notes": "generation",
@@ -238,7 +238,7 @@ def test_a_view_can_be_asked_for(cli, written):
     write_rows(Path("tags.jsonl"), rows_of_kind("multi_label"))
     assert_refused(cli("init", "notes.jsonl", "tags.jsonl"), "notes has texts to write", "tags (multi_label)", "apart")
     assert_refused(
-        cli("init", "tags.jsonl", "--model", written), "the model is a decoder, and tags (multi_label) has no"
+        cli("init", "tags.jsonl", "--model", written), "a decoder answers in text, and tags (multi_label) has no"
     )
     assert_refused(cli("init", "mood.jsonl", "--model", "./decodr"), "there is no such folder. Did you mean 'decoder'?")
     said = cli("init", "mood.jsonl", "--output", "mood.jsonl", "--overwrite")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, GPT2Config, LlamaConfig
 
 from helpers_runs import HIDDEN, save_base
 from tasklora.errors import CheckpointError, ConfigError
 from tasklora.tasks import MINILM, load_base, load_skeleton, packaged_minilm, sha256_of
+from tasklora.tasks.base_model import is_decoder, local_config
 from tasklora.vision.base_model import load_dense_base, load_dense_skeleton
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -174,3 +175,25 @@ def test_other_packaged_weights_are_refused(project, tmp_path, monkeypatch):
     for use in (packaged_minilm, lambda: load_base(MINILM), lambda: load_skeleton(MINILM)):
         with pytest.raises(CheckpointError, match=f"expected {SHA256}: refusing to use them"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("config", "decoder"),
+    [
+        (BertConfig(architectures=["BertForMaskedLM"]), False),
+        (BertConfig(architectures=["BertModel"]), False),
+        (BertConfig(), False),
+        (LlamaConfig(architectures=["LlamaForCausalLM"]), True),
+        (GPT2Config(architectures=["GPT2LMHeadModel"]), True),
+    ],
+)
+def test_what_a_decoder_is(tmp_path, config, decoder):
+    config.save_pretrained(tmp_path / "base")
+    assert is_decoder(local_config(str(tmp_path / "base"))) is decoder
+
+
+def test_a_configuration_that_is_not_at_hand_is_unknown():
+    assert local_config("nobody/has-such-a-model") is None
+    assert not is_decoder(None)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        local_config("./nowhere")

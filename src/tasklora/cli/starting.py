@@ -96,7 +96,7 @@ def init(
         write_text_whole(output, text)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {reason(error)}. Choose another --output.") from error
-    tables = [guess_table(p) for p in proposals] if len(proposals) <= MOST_SHOWN else [tasks_table(proposals)]
+    tables = [guess_table(p, view) for p in proposals] if len(proposals) <= MOST_SHOWN else [tasks_table(proposals)]
     for table in tables:
         console.print(table)
     if passed:
@@ -147,18 +147,19 @@ def what_was_said(tasks: Sequence[str], options: Mapping[str, Sequence[str]]) ->
     }
 
 
-def guess_table(proposal: Proposal) -> Table:
+def guess_table(proposal: Proposal, view: str) -> Table:
     """Return a table of what was guessed of a task, with the reasons."""
     from rich.markup import escape
     from rich.table import Table
 
     from tasklora.errors import listing
+    from tasklora.training.first_sizes import settings_in
 
     guess = proposal.guess
     table = Table(title=f"{proposal.task}: {proposal.place.shown}", title_justify="left", title_style="bold")
     for column in ("", "guessed", "why"):
         table.add_column(column, overflow="fold")
-    for key, value in guess.settings.items():
+    for key, value in settings_in(guess, view).items():
         shown = listing(map(str, value), 5) if isinstance(value, list) else str(value)
         if key not in ("metrics",):
             table.add_row(key, escape(shown), escape(guess.why.get(key, "")))

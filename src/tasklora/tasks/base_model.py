@@ -142,7 +142,10 @@ def local_config(name: str) -> Any | None:
 
 def is_decoder(config: Any) -> bool:
     """Whether a model's configuration is of a causal language model."""
-    return any(str(name).endswith("ForCausalLM") for name in getattr(config, "architectures", None) or [])
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return any(name in known for name in getattr(config, "architectures", None) or [])
 
 
 def check_folder(name: str, what: str) -> None:

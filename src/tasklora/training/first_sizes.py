@@ -114,9 +114,9 @@ def check_view(proposals: Sequence[Proposal], view: str) -> None:
     others = [proposal for proposal in proposals if proposal.guess.kind not in TEXT_FORMS]
     if view == "text_to_text" and others:
         named = listing([f"{proposal.task} ({proposal.guess.kind})" for proposal in others])
-        because = f"{listing(texts)} has texts to write, which takes a decoder" if texts else "the model is a decoder"
+        wanted = f"{listing(texts)} has texts to write, which takes a decoder" if texts else "a decoder answers in text"
         raise ConfigError(
-            f"{because}, and {named} has no answer of a few words that a decoder could give. Write a recipe for each: "
+            f"{wanted}, and {named} has no answer of a few words that a decoder could give. Write a recipe for each: "
             "give their files to `tasklora init` apart."
         )
 
