@@ -40,6 +40,12 @@ CHINESE = ["\u597d\u7684\u7535\u5f71" * 3 + str(row) for row in range(ROWS)]
         (DOLLY, {"kind": "generation"}, "instruction context -> response", "rouge_l"),
         ({"a": texts(1), "b": texts(2)}, {"kind": "generation", "label": "b"}, "a -> b", "rouge_l"),
         ({"en": texts(1), "de": texts(2)}, {"label": "de"}, "en -> de", "rouge_l"),
+        (
+            {"q": texts(1), "more": [x or None for x in HALF], "output": texts(3)},
+            {"inputs": ("q", "more")},
+            "q more -> output",
+            "rouge_l",
+        ),
         (REVIEWS, {"label": "summary"}, "review -> summary", "rouge_l"),
     ],
 )
@@ -49,6 +55,12 @@ def test_texts_to_write(columns, said, read, primary):
     assert f"{' '.join(found.settings['inputs'])} -> {found.label}" == read
     assert found.settings["primary"] == primary
     assert found.writes.name == found.label
+
+
+def test_a_pair_that_is_compared_must_be_whole():
+    pairs = {"first": texts(1), "second": [x or None for x in HALF], "label": cycle([0, 1])}
+    with pytest.raises(DataError, match="column 'second' is empty in 30 of 60 rows"):
+        guess(pairs, inputs=("first", "second"))
 
 
 def test_answers_that_come_again_are_classes_and_not_written():

@@ -311,6 +311,16 @@ def test_a_text_to_write_may_be_asked_with_a_column_of_any_plain_name(text_proje
     assert prompt == "options: so it is\nAnswer:"
 
 
+def test_an_input_column_goes_before_the_field_of_its_name(text_project):
+    task = {"kind": "multiple_choice", "inputs": ["choices"], "choices": "others", "metrics": ["accuracy"]}
+    define = f"tasks.define={json.dumps({'mine': {**task, 'primary': 'accuracy'}})}"
+    given = "tasks.options={mine: {template: {prompt: 'asked: {choices}'}}}"
+    recipe = text_project.load("tasks.suite=null", define, given)
+    form, row = TEXT_FORMS["multiple_choice"], {"texts": ["which?", "this", "that"], "label": 0}
+    prompt = form.prompt(recipe.task_specs()["mine"], recipe.text_to_text().templates["mine"], "mine", row)
+    assert prompt == "asked: which?"
+
+
 def test_names_for_fewer_choices_than_a_row_has_are_refused(text_project):
     task = {
         "kind": "multiple_choice",

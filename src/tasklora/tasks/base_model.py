@@ -88,7 +88,7 @@ def load_base(
     except (OSError, ValueError, SafetensorError) as error:
         offline = "Install the extra 'demo' to have its weights offline." if name == MINILM else ELSEWHERE
         raise CheckpointError(
-            f"cannot load the base model '{name}' (safetensors only): {first_line(error)} {offline}"
+            f"cannot load the base model '{name}' (safetensors only): {first_line(error).rstrip('.')}. {offline}"
         ) from error
     if tokenizer.pad_token is None and architecture == ENCODER:
         raise ConfigError(
@@ -135,7 +135,7 @@ def local_config(name: str) -> Any | None:
     source = str((packaged_minilm() if name == MINILM else None) or name)
     check_folder(source, f"cannot load the configuration of '{name}'")
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

@@ -84,10 +84,9 @@ class TextForm(ABC):
         """
         columns = row.get("columns", {})
         need_columns(columns, self.columns(spec, template), task)
-        values = dict(zip(spec.inputs, row["texts"], strict=False))
+        values = self._made_fields(spec, row) | dict(zip(spec.inputs, row["texts"], strict=False))
         names = [name for name in fields_of(template.prompt) if name not in self.own_fields(spec)]
         values |= {name: checked_text(name, columns[name]) for name in names}
-        values |= self._made_fields(spec, row)
         if "options" in fields_of(template.prompt) and "options" not in spec.inputs:
             values["options"] = "/".join(self.options(spec, template, task, row))
         return filled(template.prompt, values)
@@ -157,8 +156,6 @@ class ChoiceName(TextForm):
 
     def check(self, spec: TaskSpec, template: Template) -> None:
         """Raise ValueError if options are the same for every row where choices are not, or are not one for each."""
-        if "choices" in spec.inputs:
-            raise ValueError("its input column 'choices' stands for something else in a prompt: rename the column")
         if not isinstance(template.options, list):
             return
         if not isinstance(spec.choices, list):
@@ -209,14 +206,16 @@ class NumberName(TextForm):
         if "options" in fields_of(template.prompt) and template.options is None:
             raise ValueError("a prompt that lists the numbers needs a list of them: options")
         low, high = spec.range or (0.0, 1.0)
-        for name in template.options or self._names(spec, {}):
+        if template.options is None:
+            self._names(spec, {})  # says if there are none
+        for name in template.options or []:
             try:
                 value = float(name)
             except ValueError:
                 value = math.nan
             if not math.isfinite(value):
                 raise ValueError(f"the option {name!r} of a regression is no number")
-            if template.options is not None and not low <= value <= high:
+            if not low <= value <= high:
                 raise ValueError(f"the option {name!r} is outside the task's range, {low:g} to {high:g}")
 
     def _names(self, spec: TaskSpec, row: Mapping[str, Any]) -> list[str]:

@@ -60,7 +60,8 @@ def first_recipe(
     model = model or first.model
     pairs = any(len(_inputs(p)) == 2 and not p.guess.parts for p in proposals)
     separate = view == "heads" and model.startswith(EMBEDS_SENTENCES) and pairs
-    positions = getattr(config, "max_position_embeddings", None)
+    most = getattr(config, "max_position_embeddings", None)
+    positions = most if isinstance(most, int) else None
     page = Page()
     page.comment(
         f"Written by `{command}`. What was guessed has its reason beside it: correct what is wrong, then run\n\n"

@@ -172,7 +172,7 @@ def lengths_of_texts(
         positions: tokens that the model can read at most, where that is known.
     """
     words = max(_long_row(proposal, separate and not proposal.guess.parts) for proposal in proposals)
-    fits = next((length for length in LENGTHS if words * TOKENS_PER_WORD + 3 <= length), None)
+    fits = _fitting(LENGTHS, words * TOKENS_PER_WORD + 3)
     length = min(fits or LENGTHS[-1], positions or LENGTHS[-1])
     cut = "longer ones are cut" if length == fits else "what is longer is cut"
     return {"max_length": (length, f"tokens; 19 of 20 rows have at most {round(words)} words, {cut}")}
@@ -192,13 +192,13 @@ def lengths_of_answers(proposals: Sequence[Proposal], positions: int | None = No
     outputs = [proposal.guess.writes for proposal in proposals if proposal.guess.writes is not None]
     if outputs:
         words = max(_most([_words(text) for text in output.values]) for output in outputs)
-        fits = next((length for length in WRITTEN_LENGTHS if words * TOKENS_PER_WORD + 3 <= length), None)
+        fits = _fitting(WRITTEN_LENGTHS, words * TOKENS_PER_WORD + 3)
         generated = min(fits or WRITTEN_LENGTHS[-1], (positions or sys.maxsize) // 4)
         cut = "longer ones are cut" if generated == fits else "what is longer is cut"
         why = f"tokens of what is generated; 19 of 20 responses have at most {round(words)} words, {cut}"
         lengths["max_new_tokens"] = (generated, why)
     wanted = prompt + response
-    fits = next((length for length in TEXT_LENGTHS if wanted <= length), None) or STEP * math.ceil(wanted / STEP)
+    fits = _fitting(TEXT_LENGTHS, wanted) or STEP * math.ceil(wanted / STEP)
     most = sys.maxsize if positions is None else max(1, positions - generated)
     why = (
         f"tokens of prompt and response; 19 of 20 prompts have at most about {round(prompt)}, longer ones can lose "
@@ -207,6 +207,11 @@ def lengths_of_answers(proposals: Sequence[Proposal], positions: int | None = No
     if fits > most:
         why += f", which may be too many for the model's {positions:,}"
     return {"max_length": (min(fits, most), why), **lengths}
+
+
+def _fitting(lengths: Sequence[int], tokens: float) -> int | None:
+    """Return the first length that tokens fit into; None if they fit into none."""
+    return next((length for length in lengths if tokens <= length), None)
 
 
 def _long_row(proposal: Proposal, apart: bool) -> float:

@@ -46,7 +46,8 @@ class Column:
         infinite: the rows, counted from 0, with an infinite number; `low`, `high` and `holds` are of the others.
         longest: bytes of its longest text, over all rows.
         blank: how many texts are empty or blank.
-        first_blank: the first row, counted from 0, with such a text or none at all; None if every one has some.
+        first_blank: the first row, counted from 0, with such a text or none at all; None if every one has some. Of
+            several tables, of the first.
     """
 
     name: str
@@ -75,7 +76,10 @@ class Column:
 
     @property
     def words(self) -> float:
-        """Median number of words of its texts, those that are not blank."""
+        """Median number of words, split at spaces, of its texts that are not blank.
+
+        What leaves no spaces is one word: few words tell names of classes from texts, see :meth:`no_text`.
+        """
         words = [len(text.split()) for text in self.values if text.strip()]
         return float(np.median(words)) if words else 0.0
 

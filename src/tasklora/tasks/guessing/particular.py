@@ -261,8 +261,10 @@ def _is_written(table: Table, column: Column) -> bool:
         return called or said
     if column.no_text() is not None or column.has_repeats:
         return False
-    others = [other for other in table.columns.values() if other is not column and other.no_text() is None]
-    return called or (said and bool(others) and label_by_name(table, {column.name}) is None)
+    others = [other for other in table.columns.values() if other is not column]
+    asked = any(other.no_text() is None for other in others)
+    labelled = any(is_called_label(other.name) and other.no_label() is None for other in others)
+    return called or (said and asked and not labelled)
 
 
 def _has_classes(table: Table, output: Column | None) -> bool:

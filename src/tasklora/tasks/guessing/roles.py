@@ -121,14 +121,14 @@ def text_inputs(table: Table, besides: set[str], blanks: bool = False) -> Chosen
     Args:
         table: the table.
         besides: columns that are something else.
-        blanks: whether rows may lack one text of a pair that belongs together by its names.
+        blanks: whether rows may lack one text of a pair that belongs together by its names, or that the user named.
 
     Raises:
         ConfigError: if several are equally likely, or what the user named cannot be read.
         DataError: if there is none, or texts are missing.
     """
     if table.said.inputs is not None:
-        return _said_inputs(table)
+        return _said_inputs(table, blanks)
     texts = [c for name, c in table.columns.items() if name not in besides and c.no_text() is None]
     whole = [column for column in texts if not column.missing]
     if not texts:
@@ -146,7 +146,7 @@ def text_inputs(table: Table, besides: set[str], blanks: bool = False) -> Chosen
     return _pair_by_name(whole) or _one_or_two(table, whole)
 
 
-def _said_inputs(table: Table) -> Chosen:
+def _said_inputs(table: Table, blanks: bool) -> Chosen:
     names = table.said.inputs or ()
     if not 1 <= len(names) <= 2 or len(set(names)) != len(names):
         raise ConfigError(f"--inputs names one column or two different ones, got: {listing(names) or 'none'}.")
@@ -154,7 +154,8 @@ def _said_inputs(table: Table) -> Chosen:
     for column in columns:
         if column.holds not in ("texts", "lists of texts"):
             raise ConfigError(f"--inputs: column '{column.name}' of {table.place} holds {column.holds}, no texts.")
-        _check_whole(table, column)
+        if not (blanks and len(columns) == 2):
+            _check_whole(table, column)
     return Chosen(columns, "as you said", parts=plain(names[0]) in TITLES)
 
 

@@ -51,7 +51,7 @@ def guess_task(table: Table) -> Guess:
     if said is not None and said not in kinds:
         raise ConfigError(f"--kind: unknown kind '{said}'.{did_you_mean(said, kinds)} One of: {', '.join(kinds)}.")
     if table.said.inputs is not None:
-        text_inputs(table, set())  # checked first: what is wrong with it explains the rest
+        text_inputs(table, set(), blanks=True)  # checked first: what is wrong with it explains the rest
     for rule in RULES if said is None else (kinds[said],):
         guess = rule.read(table)
         if guess is not None:
